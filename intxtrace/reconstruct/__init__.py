@@ -1,0 +1,1 @@
+"""Events to interrupts and device states: pure, incremental, no files, no clock."""

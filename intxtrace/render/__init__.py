@@ -1,0 +1,1 @@
+"""Results to terminal text, JSON and HTML: pure, no computation."""
