@@ -1,0 +1,636 @@
+"""Finds the functions of a QEMU binary that handle INTx, even in a stripped one, and how to read their
+argument.
+
+The order: USDT notes (builds with `--enable-trace-backends=dtrace`), then `.dynsym`, `.symtab`,
+`.gnu_debugdata`, then the exported trace variables. The last works because QEMU built with modules exports
+every `_TRACE_*_DSTATE`, and the code that tests one (`cmpw $0,disp32(%rip)`) lies in the function that the
+event is named after; the function's start comes from the unwind table. Where a symbol and the trace variable
+both speak, they must agree.
+
+Layouts are read from the code and count only when two functions say the same; see `QemuBinary`. Sources of
+outside rules: QEMU 4.0 to 11.1, hw/vfio/pci.c, hw/vfio/{common,helpers,region,device}.c, trace-events.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from intxtrace.capture.elf import ElfImage, Symbol
+from intxtrace.errors import IntxtraceError
+
+Method = Literal["usdt", "dynsym", "symtab", "gnu_debugdata", "trace-variable"]
+Argument = Literal["VFIODevice", "VFIOPCIDevice", "VFIORegion", "gsi", "name"]
+
+
+@dataclass(frozen=True, slots=True)
+class UsdtSite:
+    """One place of a USDT probe; `event`: the probe's name.
+
+    `offset` and `address`: file offset for the uprobe, and virtual address. `semaphore`: file offset of the
+    counter to raise while attached (the kernel's ref_ctr_offset), None where there is none. `arguments`: the
+    note's text, such as `8@%rdi -4@32(%rsp)`, in trace-events order (untrusted; printable ASCII only).
+    """
+
+    event: str
+    offset: int
+    address: int
+    semaphore: int | None
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True)
+class QemuFunction:
+    """Where to put one probe.
+
+    `name`: the event's name here, the same for every QEMU version. `symbol`: what it is called in this
+    binary; for `trace-variable` the name that the source gives it, with `.part.0` where the code proved to be
+    the split part. `offset`: file offset for a uprobe. `address`: virtual address (before relocation, if the
+    program is PIE). `argument`: what the first argument is at `offset`, for `usdt` the first of the note
+    (`name`: `char *`); None when the code does not prove it. `filter_offset`: only for vfio_intx_eoi, and
+    only where the function runs on every BAR access: the byte at this offset from the argument (intx.pending)
+    is 0 when the call is no EOI. `direct_calls`: direct calls and tail jumps to `address` in the code; None
+    for `usdt` and outside x86-64. `sites`: for `usdt`, every place of the probe (attach to all); the first is
+    `offset`.
+    """
+
+    name: str
+    symbol: str
+    offset: int
+    address: int
+    method: Method
+    argument: Argument | None
+    filter_offset: int | None
+    direct_calls: int | None
+    sites: tuple[UsdtSite, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class QemuBinary:
+    """What one QEMU binary offers.
+
+    `version`: as the binary prints it, e.g. `7.2.22 (Debian 1:7.2+dfsg-7+deb12u18+b3)` (untrusted; printable
+    ASCII). `functions` and `missing` (name → reason) together hold every wanted name. `name_offset`: of `char
+    *name` in VFIODevice, with `name_evidence` `code` (vfio_intx_eoi and vfio_intx_interrupt load it from the
+    same place) or `version` (the rule below). `vbasedev_offset`: of the VFIODevice in VFIOPCIDevice, from the
+    code of the same two functions; None when they do not prove it.
+    """
+
+    path: Path
+    build_id: str | None
+    version: str | None
+    functions: dict[str, QemuFunction]
+    name_offset: int | None
+    name_evidence: Literal["code", "version"] | None
+    vbasedev_offset: int | None
+    missing: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """`symbols`, `events`: its names over the versions. `direct`: only direct calls reach it."""
+
+    argument: Argument
+    symbols: tuple[str, ...]
+    events: tuple[str, ...]
+    direct: bool = True
+
+
+# Functions behind pointers (`direct` False): vfio_intx_interrupt (fd handler), the EOI (VFIODeviceOps) and
+# the region accessors (MemoryRegionOps). vfio_pci_intx_eoi since 10.1, vfio_device_irq_unmask since 10.1.
+# vfio_intx_update took a PCIDevice* in 4.0: the same address, VFIOPCIDevice begins with it.
+_WANTED = {
+    "vfio_intx_interrupt": _Wanted(
+        "VFIOPCIDevice", ("vfio_intx_interrupt",), ("vfio_intx_interrupt",), direct=False
+    ),
+    "vfio_intx_eoi": _Wanted(
+        "VFIODevice",
+        ("vfio_intx_eoi", "vfio_pci_intx_eoi"),
+        ("vfio_intx_eoi", "vfio_pci_intx_eoi"),
+        direct=False,
+    ),
+    **{
+        name: _Wanted("VFIOPCIDevice", (name,), (name,))
+        for name in (
+            "vfio_intx_enable",
+            "vfio_intx_disable",
+            "vfio_intx_enable_kvm",
+            "vfio_intx_disable_kvm",
+            "vfio_intx_update",
+        )
+    },
+    "vfio_region_read": _Wanted("VFIORegion", ("vfio_region_read",), ("vfio_region_read",), direct=False),
+    "vfio_region_write": _Wanted("VFIORegion", ("vfio_region_write",), ("vfio_region_write",), direct=False),
+    "vfio_region_mmaps_set_enabled": _Wanted(
+        "VFIORegion", ("vfio_region_mmaps_set_enabled",), ("vfio_region_mmaps_set_enabled",)
+    ),
+    "kvm_resample_fd_notify": _Wanted("gsi", ("kvm_resample_fd_notify",), ("kvm_resample_fd_notify",)),
+    "vfio_irq_unmask": _Wanted("VFIODevice", ("vfio_unmask_single_irqindex", "vfio_device_irq_unmask"), ()),
+}
+_SYMBOLS = re.compile(
+    rb"(?:%s)(?:\.(?:part|isra|constprop|lto_priv)\.[0-9]{1,9}){0,4}|_TRACE_(?:%s)_DSTATE"
+    % (
+        b"|".join(s.encode() for w in _WANTED.values() for s in w.symbols),
+        b"|".join(e.upper().encode() for w in _WANTED.values() for e in w.events),
+    )
+)
+_VERSION = re.compile(rb"QEMU emulator version ([ -~]{1,120})\n")
+# Offset of VFIODevice.name: changed by 3d779abafe (8.2); checked from 4.0 to 11.1.
+_NAME_OFFSETS = (((4, 0), (8, 1), 0x20), ((8, 2), (11, 1), 0x48))
+_CALL, _JUMP, _JCC = 0xE8, 0xE9, 0x0F
+_RDI = 7
+_PROLOGUE = 96  # bytes in which compilers save argument 0; the longest seen needs 64
+_MOST_USDT_SITES = 256
+_MOST_HOMES = 64
+
+
+def find_functions(path: Path) -> QemuBinary:
+    """Finds every wanted function of a QEMU binary, or says why not.
+
+    `path` may lead into another mount namespace (/proc/PID/exe); links are followed, only a regular file is
+    read. Raises IntxtraceError when the file cannot be read or is not a sound 64-bit little-endian ELF file.
+    """
+    try:
+        # Non-blocking, so that a FIFO of this name cannot stop the tool.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise IntxtraceError(f"{path} cannot be read: {reason}; check the path and run as root.") from error
+    with os.fdopen(descriptor, "rb") as stream:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise IntxtraceError(f"{path} is not a regular file; give the QEMU binary itself.")
+        return _search(ElfImage(stream, str(path)), path)
+
+
+class _MissingError(Exception):
+    """Why one function cannot be given."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """A function's place; `abi`: it has its source's name, so the compiler did not change its parameters."""
+
+    symbol: str
+    where: range
+    method: Method
+    abi: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Eoi:
+    """Code proved to be the EOI: it clears the byte `pending` of argument 0 after a test of that byte.
+
+    `tests`: the test is inside, so that the code runs on every BAR access; else only what follows the test is
+    here.
+    """
+
+    where: range
+    pending: int
+    tests: bool
+
+
+def _search(elf: ElfImage, path: Path) -> QemuBinary:
+    usdt = _usdt_sites(elf)
+    symbols, variables = _symbols(elf)
+    code = _Code(elf, symbols, variables, [site.address for sites in usdt.values() for site in sites])
+    functions: dict[str, QemuFunction] = {}
+    missing: dict[str, str] = {}
+    found: dict[str, _Found] = {}
+    # Where each event's code lies: the evidence for layouts, also where a USDT note says where to probe.
+    homes: dict[str, range] = {}
+    for name in _WANTED:
+        if name in usdt:
+            functions[name] = _usdt_function(name, usdt[name])
+            if len(sites := code.distinct(s.address for s in usdt[name])) == 1:
+                homes[name] = sites[0]
+            continue
+        try:
+            found[name] = _locate(name, symbols.get(name, []), code)
+            homes[name] = found[name].where
+        except _MissingError as reason:
+            missing[name] = str(reason)
+
+    eoi = _prove_eoi(homes["vfio_intx_eoi"], code) if "vfio_intx_eoi" in homes else None
+    vbasedev, name_offset = _layout(eoi, homes.get("vfio_intx_interrupt"), code)
+    version = _version(elf)
+    by_version = _name_offset_by_version(version)
+    for name, place in found.items():
+        try:
+            functions[name] = _finish(name, place, eoi, vbasedev, name_offset, code)
+        except _MissingError as reason:
+            missing[name] = str(reason)
+    return QemuBinary(
+        path=path,
+        build_id=_build_id(elf),
+        version=version,
+        functions={name: functions[name] for name in _WANTED if name in functions},
+        name_offset=by_version if name_offset is None else name_offset,
+        name_evidence="code" if name_offset is not None else None if by_version is None else "version",
+        vbasedev_offset=vbasedev,
+        missing={name: missing[name] for name in _WANTED if name in missing},
+    )
+
+
+# --- what the file says about itself ---------------------------------------------------------------------
+
+
+def _build_id(elf: ElfImage) -> str | None:
+    for kind, owner, data in elf.notes(".note.gnu.build-id"):
+        if kind == 3 and owner == b"GNU" and 0 < len(data) <= 64:  # NT_GNU_BUILD_ID
+            return data.hex()
+    return None
+
+
+def _version(elf: ElfImage) -> str | None:
+    """The text of `qemu --version` (softmmu/vl.c, system/vl.c: version())."""
+    match = _VERSION.search(elf.section(".rodata") or b"")
+    return match.group(1).decode("ascii") if match is not None else None
+
+
+def _name_offset_by_version(version: str | None) -> int | None:
+    match = re.match(r"(\d{1,3})\.(\d{1,3})\b", version or "")
+    if match is None:
+        return None
+    release = (int(match.group(1)), int(match.group(2)))
+    return next((offset for first, last, offset in _NAME_OFFSETS if first <= release <= last), None)
+
+
+def _usdt_sites(elf: ElfImage) -> dict[str, list[UsdtSite]]:
+    """Wanted name → the places of its probe, from `.note.stapsdt` (systemtap's sys/sdt.h, note type 3)."""
+    events = {event.encode(): name for name, wanted in _WANTED.items() for event in wanted.events}
+    base_now = elf.sections.get(".stapsdt.base")
+    sites: dict[str, list[UsdtSite]] = {}
+    for kind, owner, data in elf.notes(".note.stapsdt"):
+        parts = data[24:].split(b"\0")
+        if kind != 3 or owner != b"stapsdt" or len(data) < 24 or len(parts) < 3 or parts[0] != b"qemu":
+            continue
+        name = events.get(parts[1])
+        if name is None:
+            continue
+        address, base, semaphore = struct.unpack_from("<QQQ", data)
+        # Prelink may have moved the code after the note was written; the base section moved along.
+        shift = base_now.address - base if base_now is not None and base else 0
+        offset = elf.file_offset(address + shift)
+        counter = elf.file_offset(semaphore + shift, 2) if semaphore else None
+        if offset is None or not elf.is_code(address + shift) or (semaphore and counter is None):
+            continue
+        text = parts[2][:512].decode("latin-1")
+        if text.isascii() and (text.isprintable() or not text):
+            site = UsdtSite(parts[1].decode("ascii"), offset, address + shift, counter, text)
+            if len(sites.setdefault(name, [])) < _MOST_USDT_SITES:
+                sites[name].append(site)
+    return sites
+
+
+def _usdt_function(name: str, sites: list[UsdtSite]) -> QemuFunction:
+    first = sites[0]
+    return QemuFunction(
+        name=name,
+        symbol=first.event,
+        offset=first.offset,
+        address=first.address,
+        method="usdt",
+        argument="gsi" if _WANTED[name].argument == "gsi" else "name",
+        filter_offset=None,  # the probe sits behind the test for pending
+        direct_calls=None,
+        sites=tuple(sites),
+    )
+
+
+def _symbols(elf: ElfImage) -> tuple[dict[str, list[tuple[Symbol, Method]]], dict[int, str]]:
+    """Wanted name → its symbols, of the first table with any; trace variable's address → wanted name."""
+    names = {symbol: name for name, wanted in _WANTED.items() for symbol in wanted.symbols}
+    events = {
+        f"_TRACE_{event.upper()}_DSTATE": name for name, wanted in _WANTED.items() for event in wanted.events
+    }
+    found: dict[str, list[tuple[Symbol, Method]]] = {}
+    variables: dict[int, str] = {}
+    tables: list[tuple[ElfImage | None, str, Method]] = [
+        (elf, ".dynsym", "dynsym"),
+        (elf, ".symtab", "symtab"),
+        (elf.debugdata(), ".symtab", "gnu_debugdata"),
+    ]
+    for image, table, method in tables:
+        fresh: dict[str, list[tuple[Symbol, Method]]] = {}
+        for symbol in image.symbols(table, _SYMBOLS) if image is not None else ():
+            if not symbol.is_function:
+                variables.setdefault(symbol.address, events.get(symbol.name, ""))
+            elif elf.is_code(symbol.address):
+                fresh.setdefault(names.get(symbol.name.split(".")[0], ""), []).append((symbol, method))
+        found = fresh | found
+    return found, {address: name for address, name in variables.items() if name}
+
+
+# --- what the code says ----------------------------------------------------------------------------------
+
+
+class _Code:
+    """The facts of x86-64 machine code that the search rests on; elsewhere it knows functions but no facts.
+
+    Byte patterns instead of a disassembler: each fact names a 32-bit address or must be met twice, so that a
+    match in the middle of an instruction does not matter.
+    """
+
+    def __init__(
+        self,
+        elf: ElfImage,
+        symbols: dict[str, list[tuple[Symbol, Method]]],
+        variables: dict[int, str],
+        sites: list[int],
+    ) -> None:
+        self.elf = elf
+        self.x86 = elf.machine == "EM_X86_64"
+        self.tested = self._tested(variables) if self.x86 else {}
+        starts = {symbol.address for found in symbols.values() for symbol, _ in found}
+        starts |= {home.start for homes in [*self.tested.values(), self.distinct(sites)] for home in homes}
+        if self.x86:
+            # An EOI that only its entry's symbol leads to, see _prove_eoi.
+            entries = self.distinct(symbol.address for symbol, _ in symbols.get("vfio_intx_eoi", []))
+            starts |= {part.start for entry in entries for part in self.jump_targets(entry)}
+        self._source, self._target, self._kind = self._branches(starts)
+
+    def distinct(self, addresses: Iterable[int]) -> list[range]:
+        """The functions that hold some addresses; an address outside of all gives none."""
+        functions = {f.start: f for a in addresses if (f := self.elf.function(a)) is not None}
+        return [functions[start] for start in sorted(functions)]
+
+    def _tested(self, variables: dict[int, str]) -> dict[str, list[range]]:
+        """Wanted name → functions with `cmpw $0,disp32(%rip)` (66 83 3d disp32 00) on its trace variable."""
+        wanted = np.array(sorted(variables), np.int64)
+        hits: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []
+        for address, code in self.elf.code_chunks(overlap=7) if variables else ():
+            at = np.flatnonzero(
+                (code[:-7] == 0x66) & (code[1:-6] == 0x83) & (code[2:-5] == 0x3D) & (code[7:] == 0)
+            )
+            target = _int32(code, at + 3) + (at + 8 + address)
+            known = np.isin(target, wanted)
+            hits.append((at[known] + address, target[known]))
+        tested: dict[str, list[range]] = {}
+        for variable, name in variables.items():
+            owners = {
+                int(o) for at, target in hits for o in np.unique(self.elf.owners(at[target == variable]))
+            }
+            # A function of which the unwind table knows nothing is owner -1: no evidence.
+            functions = self.distinct(sorted(owners)[:_MOST_HOMES])
+            tested.setdefault(name, []).extend(functions)
+        return {name: functions for name, functions in tested.items() if functions}
+
+    def _branches(self, starts: set[int]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """Source, target and opcode of direct branches with 32-bit displacement to some addresses."""
+        wanted = np.array(sorted(starts), np.int64)
+        parts: list[NDArray[np.int64]] = [np.zeros((3, 0), np.int64)]
+        for address, code in self.elf.code_chunks(overlap=5) if starts and self.x86 else ():
+            body = code[:-5]
+            for kind, at, size in (
+                (_CALL, np.flatnonzero(body == _CALL), 5),
+                (_JUMP, np.flatnonzero(body == _JUMP), 5),
+                (_JCC, np.flatnonzero((body == 0x0F) & ((code[1:-4] & 0xF0) == 0x80)), 6),
+            ):
+                target = _int32(code, at + size - 4) + (at + size + address)
+                known = np.isin(target, wanted)
+                source = at[known] + address
+                parts.append(np.stack((source, target[known], np.full(len(source), kind))))
+        table: NDArray[np.int64] = np.concatenate(parts, axis=1)
+        return table[0], table[1], table[2]
+
+    def callers(self, where: range) -> NDArray[np.int64]:
+        """Where direct calls and tail jumps to a function's start come from, its own code excepted."""
+        outside = (self._source < where.start) | (self._source >= where.stop)
+        sources: NDArray[np.int64] = self._source[
+            (self._target == where.start) & outside & (self._kind != _JCC)
+        ]
+        return sources
+
+    def leads(self, source: range, target: range) -> bool:
+        """Whether one function branches to another's start."""
+        inside = (self._source >= source.start) & (self._source < source.stop)
+        return bool(np.any(inside & (self._target == target.start)))
+
+    def jumpers(self, where: range) -> list[range]:
+        """The functions that jump to another's start, of which it may be a split part."""
+        owners = np.unique(
+            self.elf.owners(self._source[(self._target == where.start) & (self._kind != _CALL)])
+        )
+        return [f for f in self.distinct(owners.tolist()[:_MOST_HOMES]) if f.start != where.start]
+
+    def jump_targets(self, where: range) -> list[range]:
+        """The functions that a function jumps to, which may be its split part."""
+        code = self.elf.code(where)
+        ends = [m.end() for m in re.finditer(rb"(?:\xe9|\x0f[\x80-\x8f])(?=(?s:....))", code)]
+        targets = [where.start + end + 4 + int(struct.unpack_from("<i", code, end)[0]) for end in ends]
+        return [
+            f for f in self.distinct(targets[:_MOST_HOMES]) if f.start in targets and f.start != where.start
+        ]
+
+    def operands(
+        self, where: range, opcode: bytes, field: int | None, wide: bool, tail: bytes = b""
+    ) -> set[int]:
+        """Displacements d of `opcode d(base)`, where base is argument 0: %rdi or a copy made of it.
+
+        `field`: the opcode's digit, None for any register. `wide`: 64-bit operation. `tail`: the immediate.
+        """
+        code = self.elf.code(where)
+        found: set[int] = set()
+        for base in _copies_of_rdi(code):
+            high, low = base >> 3, base & 7
+            if wide:
+                prefix = b"[%b%b]" % (re.escape(bytes([0x48 | high])), re.escape(bytes([0x4C | high])))
+            else:
+                prefix = b"\x41" if high else b""
+            sib = b"\x24" if low == 4 else b""  # %rsp and %r12 as a base need one
+            fields = range(8) if field is None else (field,)
+            for mod, size, layout in ((0x40, 1, "<b"), (0x80, 4, "<i")):
+                modrm = b"[%b]" % b"".join(re.escape(bytes([mod | f << 3 | low])) for f in fields)
+                pattern = b"(?s)%b%b%b%b(?=(.{%d})%b)" % (
+                    prefix,
+                    re.escape(opcode),
+                    modrm,
+                    re.escape(sib),
+                    size,
+                    re.escape(tail),
+                )
+                found |= {int(struct.unpack(layout, m.group(1))[0]) for m in re.finditer(pattern, code)}
+        return found
+
+    def subtracted(self, where: range) -> set[int]:
+        """v of `lea -v(argument 0)`, `sub $v,` and `add $-v,`, as container_of compiles."""
+        code = self.elf.code(where)
+        found = {-d for d in self.operands(where, b"\x8d", None, wide=True) if d < 0}
+        for base in _copies_of_rdi(code):
+            rex, low = bytes([0x48 | base >> 3]), base & 7
+            for modrm, sign in ((0xE8, 1), (0xC0, -1)):
+                pattern = b"(?s)%b\x81%b(.{4})" % (re.escape(rex), re.escape(bytes([modrm | low])))
+                found |= {sign * int(struct.unpack("<i", m.group(1))[0]) for m in re.finditer(pattern, code)}
+        return {v for v in found if v > 0}
+
+    def stores(self, where: range, value: int) -> set[int]:
+        """d of `movb $value,d(argument 0)`."""
+        return self.operands(where, b"\xc6", 0, wide=False, tail=bytes([value]))
+
+    def tests(self, where: range) -> set[int]:
+        """d of `cmpb $0,d(argument 0)` and `movzbl d(argument 0),`."""
+        return self.operands(where, b"\x80", 7, wide=False, tail=b"\0") | self.operands(
+            where, b"\x0f\xb6", None, wide=False
+        )
+
+    def loads(self, where: range) -> set[int]:
+        """d of `mov d(argument 0),` into a 64-bit register."""
+        return self.operands(where, b"\x8b", None, wide=True)
+
+
+def _int32(code: NDArray[np.uint8], at: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Little-endian signed 32-bit values at some positions."""
+    values: NDArray[np.int32] = code[at[:, None] + np.arange(4)].view("<i4").reshape(-1)
+    return values.astype(np.int64)
+
+
+def _copies_of_rdi(code: bytes) -> set[int]:
+    """Numbers of the registers that hold argument 0: %rdi, and what the function's beginning copies it to."""
+    copies = {_RDI}
+    for match in re.finditer(rb"([\x48\x49])\x89([\xf8-\xff])", code[:_PROLOGUE]):
+        copies.add((match.group(1)[0] & 1) << 3 | match.group(2)[0] & 7)
+    return copies
+
+
+# --- the decisions ---------------------------------------------------------------------------------------
+
+
+def _locate(name: str, symbols: list[tuple[Symbol, Method]], code: _Code) -> _Found:
+    """Where a function is, by its symbol and its trace variable; raises _MissingError."""
+    chosen = _pick(name, symbols, code)
+    homes = code.tested.get(name, [])
+    if not homes:
+        if chosen is None:
+            raise _MissingError(
+                "the binary has no symbol, USDT probe or exported trace variable of this name"
+            )
+        return chosen
+    place = next((h for h in homes if chosen is not None and h.start == chosen.where.start), None)
+    if place is None:
+        # A function that tests the variable of another event too is that event's, with this one inlined.
+        owned = {h[0].start for other, h in code.tested.items() if other != name and len(h) == 1}
+        own = [h for h in homes if h.start not in owned]
+        if len(own) != 1:
+            raise _MissingError("it is inlined into other functions")
+        place = own[0]
+    # Another function that tests the variable may hold an inlined copy, whose runs a probe would miss; but
+    # one that calls this function traces alike for itself (vfio_cpr_intx_enable_kvm in 11.1). What QEMU calls
+    # through a pointer is never inlined there, and those calls are the ones that count.
+    if _WANTED[name].direct and not all(code.leads(home, place) for home in homes if home != place):
+        raise _MissingError("it is partly inlined into other functions")
+    if chosen is None:
+        return _Found(name, place, "trace-variable", abi=False)
+    if place.start == chosen.where.start:
+        return chosen
+    if not code.leads(chosen.where, place):
+        raise _MissingError("its symbol and its trace variable name different functions")
+    # Split by the compiler: of the EOI the second part is the real one, of others the entry runs for every
+    # call.
+    if name == "vfio_intx_eoi":
+        return _Found(f"{chosen.symbol}.part.0", place, "trace-variable", abi=False)
+    return chosen
+
+
+def _pick(name: str, symbols: list[tuple[Symbol, Method]], code: _Code) -> _Found | None:
+    """The symbol to probe: the whole function, or for the EOI the part after the test."""
+    whole = {s.address: (s, m) for s, m in symbols if s.name in _WANTED[name].symbols}
+    parts = {s.address: (s, m) for s, m in symbols if ".part." in s.name}
+    clones = {s.address: (s, m) for s, m in symbols if s.address not in whole and s.address not in parts}
+    options = parts if name == "vfio_intx_eoi" and parts else whole or clones
+    if not options:
+        return None
+    if len(options) > 1 or (options is whole and clones and _WANTED[name].direct):
+        raise _MissingError("the compiler made several copies of it")
+    symbol, method = next(iter(options.values()))
+    where = code.elf.function(symbol.address)
+    if where is None or where.start != symbol.address:
+        where = range(symbol.address, symbol.address + max(symbol.size, 1))
+    return _Found(symbol.name, where, method, abi=options is whole)
+
+
+def _prove_eoi(where: range, code: _Code) -> _Eoi | None:
+    """The EOI by its deeds: `if (!pending) return; …; pending = false` in one function or split into two."""
+    if not code.x86:
+        return None
+    stores, tests = code.stores(where, 0), code.tests(where)
+    whole = {(where.start, d) for d in stores & tests}
+    behind = {(where.start, d) for entry in code.jumpers(where) for d in stores & code.tests(entry)}
+    ahead = {(p.start, d) for p in code.jump_targets(where) for d in code.stores(p, 0) & tests}
+    proofs = whole or behind or ahead
+    if len(proofs) != 1:
+        return None
+    start, pending = next(iter(proofs))
+    place = where if start == where.start else code.elf.function(start)
+    return None if place is None else _Eoi(place, pending, tests=bool(whole))
+
+
+def _layout(eoi: _Eoi | None, interrupt: range | None, code: _Code) -> tuple[int | None, int | None]:
+    """Offsets of vbasedev in VFIOPCIDevice and of name in VFIODevice, each where both functions agree on one
+    value.
+
+    The EOI gets a VFIODevice, computes the VFIOPCIDevice (`container_of`) and clears `intx.pending`; the
+    interrupt handler gets the VFIOPCIDevice and sets it. Both load the name for their trace event.
+    """
+    if eoi is None or interrupt is None:
+        return None, None
+    asserts = code.stores(interrupt, 1)
+    vbasedevs = {v for v in code.subtracted(eoi.where) if v + eoi.pending in asserts}
+    if len(vbasedevs) != 1:
+        return None, None
+    vbasedev = vbasedevs.pop()
+    loads = code.loads(interrupt)
+    names = {d for d in code.loads(eoi.where) if d > 0 and vbasedev + d in loads}
+    return vbasedev, names.pop() if len(names) == 1 else None
+
+
+def _finish(
+    name: str, place: _Found, eoi: _Eoi | None, vbasedev: int | None, name_offset: int | None, code: _Code
+) -> QemuFunction:
+    """The probe at a place, with what is proved of its argument; raises _MissingError."""
+    wanted = _WANTED[name]
+    symbol, where, filter_offset = place.symbol, place.where, None
+    argument: Argument | None = wanted.argument if place.abi else None
+    if name == "vfio_intx_eoi":
+        if eoi is not None:
+            argument, where = "VFIODevice", eoi.where
+            filter_offset = eoi.pending if eoi.tests else None
+            if not eoi.tests and ".part." not in symbol:
+                symbol += ".part.0"
+        elif ".part." not in symbol:
+            raise _MissingError("its code does not show how to tell an EOI from any other BAR access")
+    elif name == "vfio_intx_interrupt" and eoi is not None and vbasedev is not None:
+        argument = wanted.argument  # _layout rests on it
+    elif (
+        argument is None
+        and wanted.argument == "VFIOPCIDevice"
+        and vbasedev is not None
+        and name_offset is not None
+    ):
+        argument = wanted.argument if vbasedev + name_offset in code.loads(where) else None
+    offset = code.elf.file_offset(where.start)
+    if offset is None:
+        raise _MissingError("its code is not in the file")
+    calls = len(code.callers(where)) if code.x86 else None
+    if wanted.direct and calls == 0:
+        raise _MissingError("nothing calls it: it is inlined")
+    if name == "vfio_irq_unmask" and eoi is not None and not code.leads(eoi.where, where):
+        raise _MissingError("the EOI does not call it: it is inlined there")
+    return QemuFunction(
+        name=name,
+        symbol=symbol,
+        offset=offset,
+        address=where.start,
+        method=place.method,
+        argument=argument,
+        filter_offset=filter_offset,
+        direct_calls=calls,
+    )
