@@ -86,11 +86,10 @@ class Flag(enum.IntFlag):
     IN_UNMASK = 1 << 5
     IN_SET_IRQS = 1 << 6
     IN_VIRQFD_INJECT = 1 << 7
-    IN_RESAMPLER_ACK = 1 << 8
+    IN_CONFIG_UNMASK = 1 << 8
     IN_KVM_IRQFD = 1 << 9
     IN_KVM_SET_IRQ = 1 << 10
-    IN_EVENTFD_WRITE = 1 << 11
-    IN_IRQFD_WAKEUP = 1 << 12
+    IN_EVENTFD_READ = 1 << 11
 
 
 class Work(enum.IntEnum):

@@ -104,15 +104,11 @@ class ElfImage:
             raise self.malformed("too many segments or sections")
         try:
             segments = [
-                struct_parse(
-                    elf.structs.Elf_Phdr, self._stream, header["e_phoff"] + i * header["e_phentsize"]
-                )
+                struct_parse(elf.structs.Elf_Phdr, self._stream, header["e_phoff"] + i * header["e_phentsize"])
                 for i in range(header["e_phnum"])
             ]
             headers = [
-                struct_parse(
-                    elf.structs.Elf_Shdr, self._stream, header["e_shoff"] + i * header["e_shentsize"]
-                )
+                struct_parse(elf.structs.Elf_Shdr, self._stream, header["e_shoff"] + i * header["e_shentsize"])
                 for i in range(header["e_shnum"])
             ]
         except Exception as error:
@@ -126,16 +122,13 @@ class ElfImage:
         if sum(s.file_size for s in table if s.executable) > _MAX_PIECE:
             raise self.malformed("more code than any QEMU has")
         sections = [
-            Section(str(s["sh_type"]), s["sh_offset"], s["sh_addr"], s["sh_size"], s["sh_link"])
-            for s in headers
+            Section(str(s["sh_type"]), s["sh_offset"], s["sh_addr"], s["sh_size"], s["sh_link"]) for s in headers
         ]
         strings = b""
         if header["e_shstrndx"] < len(sections):
             index = sections[header["e_shstrndx"]]
             strings = self.read(index.offset, min(index.size, 1 << 20))
-        labels = [
-            strings[h["sh_name"] : h["sh_name"] + 64].split(b"\0")[0].decode("latin-1") for h in headers
-        ]
+        labels = [strings[h["sh_name"] : h["sh_name"] + 64].split(b"\0")[0].decode("latin-1") for h in headers]
         return str(header["e_machine"]), table, list(zip(labels, sections, strict=True))
 
     def malformed(self, what: str) -> IntxtraceError:
@@ -158,10 +151,7 @@ class ElfImage:
     def file_offset(self, address: int, size: int = 1) -> int | None:
         """File offset (what a uprobe needs) of `size` bytes at a virtual address; None when not in the file."""
         for segment in self.segments:
-            if (
-                segment.kind == "PT_LOAD"
-                and segment.address <= address <= segment.address + segment.file_size - size
-            ):
+            if segment.kind == "PT_LOAD" and segment.address <= address <= segment.address + segment.file_size - size:
                 return address - segment.address + segment.offset
         return None
 
@@ -189,9 +179,7 @@ class ElfImage:
         if names.kind == "SHT_NOBITS" or names.size > _MAX_STRINGS:
             return []
         strings = self.read(names.offset, names.size)
-        rows = np.frombuffer(
-            self.read(section.offset, section.size - section.size % _SYMBOL.itemsize), dtype=_SYMBOL
-        )
+        rows = np.frombuffer(self.read(section.offset, section.size - section.size % _SYMBOL.itemsize), dtype=_SYMBOL)
         # A name may be the tail of a longer one (the linker merges them), so a match may begin anywhere.
         wanted = {m.start(): m.group(1) for m in re.finditer(rb"(?=((?:%b))\0)" % pattern.pattern, strings)}
         kind = rows["info"] & 0xF

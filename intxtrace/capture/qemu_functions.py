@@ -109,9 +109,7 @@ class _Wanted:
 # the region accessors (MemoryRegionOps). vfio_pci_intx_eoi since 10.1, vfio_device_irq_unmask since 10.1.
 # vfio_intx_update took a PCIDevice* in 4.0: the same address, VFIOPCIDevice begins with it.
 _WANTED = {
-    "vfio_intx_interrupt": _Wanted(
-        "VFIOPCIDevice", ("vfio_intx_interrupt",), ("vfio_intx_interrupt",), direct=False
-    ),
+    "vfio_intx_interrupt": _Wanted("VFIOPCIDevice", ("vfio_intx_interrupt",), ("vfio_intx_interrupt",), direct=False),
     "vfio_intx_eoi": _Wanted(
         "VFIODevice",
         ("vfio_intx_eoi", "vfio_pci_intx_eoi"),
@@ -309,9 +307,7 @@ def _usdt_function(name: str, sites: list[UsdtSite]) -> QemuFunction:
 def _symbols(elf: ElfImage) -> tuple[dict[str, list[tuple[Symbol, Method]]], dict[int, str]]:
     """Wanted name → its symbols, of the first table with any; trace variable's address → wanted name."""
     names = {symbol: name for name, wanted in _WANTED.items() for symbol in wanted.symbols}
-    events = {
-        f"_TRACE_{event.upper()}_DSTATE": name for name, wanted in _WANTED.items() for event in wanted.events
-    }
+    events = {f"_TRACE_{event.upper()}_DSTATE": name for name, wanted in _WANTED.items() for event in wanted.events}
     found: dict[str, list[tuple[Symbol, Method]]] = {}
     variables: dict[int, str] = {}
     tables: list[tuple[ElfImage | None, str, Method]] = [
@@ -368,17 +364,13 @@ class _Code:
         wanted = np.array(sorted(variables), np.int64)
         hits: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []
         for address, code in self.elf.code_chunks(overlap=7) if variables else ():
-            at = np.flatnonzero(
-                (code[:-7] == 0x66) & (code[1:-6] == 0x83) & (code[2:-5] == 0x3D) & (code[7:] == 0)
-            )
+            at = np.flatnonzero((code[:-7] == 0x66) & (code[1:-6] == 0x83) & (code[2:-5] == 0x3D) & (code[7:] == 0))
             target = _int32(code, at + 3) + (at + 8 + address)
             known = np.isin(target, wanted)
             hits.append((at[known] + address, target[known]))
         tested: dict[str, list[range]] = {}
         for variable, name in variables.items():
-            owners = {
-                int(o) for at, target in hits for o in np.unique(self.elf.owners(at[target == variable]))
-            }
+            owners = {int(o) for at, target in hits for o in np.unique(self.elf.owners(at[target == variable]))}
             # A function of which the unwind table knows nothing is owner -1: no evidence.
             functions = self.distinct(sorted(owners)[:_MOST_HOMES])
             tested.setdefault(name, []).extend(functions)
@@ -405,9 +397,7 @@ class _Code:
     def callers(self, where: range) -> NDArray[np.int64]:
         """Where direct calls and tail jumps to a function's start come from, its own code excepted."""
         outside = (self._source < where.start) | (self._source >= where.stop)
-        sources: NDArray[np.int64] = self._source[
-            (self._target == where.start) & outside & (self._kind != _JCC)
-        ]
+        sources: NDArray[np.int64] = self._source[(self._target == where.start) & outside & (self._kind != _JCC)]
         return sources
 
     def leads(self, source: range, target: range) -> bool:
@@ -417,9 +407,7 @@ class _Code:
 
     def jumpers(self, where: range) -> list[range]:
         """The functions that jump to another's start, of which it may be a split part."""
-        owners = np.unique(
-            self.elf.owners(self._source[(self._target == where.start) & (self._kind != _CALL)])
-        )
+        owners = np.unique(self.elf.owners(self._source[(self._target == where.start) & (self._kind != _CALL)]))
         return [f for f in self.distinct(owners.tolist()[:_MOST_HOMES]) if f.start != where.start]
 
     def jump_targets(self, where: range) -> list[range]:
@@ -427,13 +415,9 @@ class _Code:
         code = self.elf.code(where)
         ends = [m.end() for m in re.finditer(rb"(?:\xe9|\x0f[\x80-\x8f])(?=(?s:....))", code)]
         targets = [where.start + end + 4 + int(struct.unpack_from("<i", code, end)[0]) for end in ends]
-        return [
-            f for f in self.distinct(targets[:_MOST_HOMES]) if f.start in targets and f.start != where.start
-        ]
+        return [f for f in self.distinct(targets[:_MOST_HOMES]) if f.start in targets and f.start != where.start]
 
-    def operands(
-        self, where: range, opcode: bytes, field: int | None, wide: bool, tail: bytes = b""
-    ) -> set[int]:
+    def operands(self, where: range, opcode: bytes, field: int | None, wide: bool, tail: bytes = b"") -> set[int]:
         """Displacements d of `opcode d(base)`, where base is argument 0: %rdi or a copy made of it.
 
         `field`: the opcode's digit, None for any register. `wide`: 64-bit operation. `tail`: the immediate.
@@ -510,9 +494,7 @@ def _locate(name: str, symbols: list[tuple[Symbol, Method]], code: _Code) -> _Fo
     homes = code.tested.get(name, [])
     if not homes:
         if chosen is None:
-            raise _MissingError(
-                "the binary has no symbol, USDT probe or exported trace variable of this name"
-            )
+            raise _MissingError("the binary has no symbol, USDT probe or exported trace variable of this name")
         return chosen
     place = next((h for h in homes if chosen is not None and h.start == chosen.where.start), None)
     if place is None:
@@ -609,12 +591,7 @@ def _finish(
             raise _MissingError("its code does not show how to tell an EOI from any other BAR access")
     elif name == "vfio_intx_interrupt" and eoi is not None and vbasedev is not None:
         argument = wanted.argument  # _layout rests on it
-    elif (
-        argument is None
-        and wanted.argument == "VFIOPCIDevice"
-        and vbasedev is not None
-        and name_offset is not None
-    ):
+    elif argument is None and wanted.argument == "VFIOPCIDevice" and vbasedev is not None and name_offset is not None:
         argument = wanted.argument if vbasedev + name_offset in code.loads(where) else None
     offset = code.elf.file_offset(where.start)
     if offset is None:

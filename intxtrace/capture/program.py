@@ -1,0 +1,496 @@
+"""From the probe catalogue to programs in the kernel: generate, compile with bcc, load, attach, detach."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes as ct
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from intxtrace.capture import kernel
+from intxtrace.capture.bcc_import import import_bcc
+from intxtrace.capture.btf import Btf
+from intxtrace.capture.catalogue import (
+    ADDRESSES,
+    CATALOGUE,
+    OFFSETS,
+    QEMU_CATALOGUE,
+    RETURN,
+    Call,
+    Hook,
+    QemuSpec,
+    Spec,
+)
+from intxtrace.capture.qemu_functions import QemuBinary, QemuFunction
+from intxtrace.errors import IntxtraceError
+from intxtrace.events import c_header
+from intxtrace.trace.tables import Probe
+
+BAR_MODES = ("count", "all", "none")
+DEFAULT_RING_BYTES = 16 << 20
+PAGE = 4096
+
+_SLOT_MARK = 0x1BADCAFE
+_MOV_IMMEDIATE = 0xB7  # BPF_ALU64 | BPF_MOV | BPF_K
+_LD_IMMEDIATE_64 = 0x18
+
+# Where a probe context keeps the arguments and the return value, in words: struct pt_regs of x86-64, struct
+# user_pt_regs of arm64 (arch/*/include/uapi/asm/ptrace.h).
+_REGISTERS = {"x86_64": ((14, 13, 12, 11, 9, 8), 10), "aarch64": ((0, 1, 2, 3, 4, 5), 0)}
+
+
+@dataclass(frozen=True)
+class _Planned:
+    """One program that is to be compiled and attached for a hook."""
+
+    symbol: str
+    """Name of the C function."""
+    hook: Hook
+    method: str
+    module: str = ""
+    btf_id: int = 0
+    arguments: int = 0
+
+
+@dataclass
+class _Attached:
+    """What a probe holds in the kernel."""
+
+    program: int
+    """File descriptor."""
+    kind: int
+    """The event kind that a missed run of it would have made."""
+    link: int = -1
+    """File descriptor, or -1."""
+    kprobe: str = ""
+    """Name of the perf event of a kprobe."""
+    missed: int = 0
+    """Runs that the kernel skipped, up to the last look."""
+
+
+@dataclass
+class Plan:
+    """How each probe of the catalogue is to be attached on this kernel."""
+
+    probes: list[Probe]
+    programs: dict[str, list[_Planned]] = field(default_factory=dict)
+    """By probe name."""
+    source: str = ""
+
+
+def _c_call(call: Call, argument: list[str], result: str) -> str:
+    words = [result if index == RETURN else argument[index] for index in call.arguments]
+    return f"{call.function}({', '.join([*words, *map(str, call.constants)])})"
+
+
+def _wrapper(symbol: str, call: Call, *, method: str, arguments: int, machine: str) -> str:
+    """Write the program that takes the arguments out of its context and calls the probe's function."""
+    if method in ("kprobe", "kretprobe", "uprobe"):
+        registers, result = _REGISTERS[machine]
+        words = [f"ctx[{index}]" for index in registers]
+        value = f"ctx[{result}]"
+    else:
+        words = [f"ctx[{index}]" for index in range(max(arguments, 6))]
+        value = f"ctx[{arguments}]"
+    return f"int {symbol}(unsigned long long *ctx) {{ return {_c_call(call, words, value)}; }}\n"
+
+
+def _offset_lines(btf: Btf) -> tuple[list[str], dict[str, int | None]]:
+    lines = []
+    found: dict[str, int | None] = {}
+    # Used under #ifdef: absent means that the kernel does it another way.
+    optional = {"pci_sysdata_domain", "irqaction_name", "irqaction_dev_id", "work_struct_func"}
+    for name, places in OFFSETS.items():
+        offset = next((o for o in (btf.offset(*place) for place in places) if o is not None), None)
+        found[name] = offset
+        if offset is not None:
+            lines.append(f"#define OFF_{name} {offset}")
+        elif name not in optional:
+            lines.append(f"#define OFF_{name} 0 /* not in this kernel: no probe that needs it is attached */")
+    return lines, found
+
+
+class Planner:
+    """Decides, by what this kernel has, how each probe is attached."""
+
+    def __init__(self, btf: Btf, symbols: dict[str, kernel.Symbol], demoted: frozenset[str] = frozenset()) -> None:
+        """Take the kernel's BTF and symbols; `demoted` names probes whose fentry attachment failed."""
+        self._btf = btf
+        self._symbols = symbols
+        self._demoted = demoted
+        self._offset_lines, self._offsets = _offset_lines(btf)
+
+    def plan(self, bar: str, ring_bytes: int) -> Plan:
+        """Choose a method for each probe and write the source that bcc compiles."""
+        plan = Plan([])
+        for spec in CATALOGUE:
+            if not self._needless(spec):
+                self._plan_probe(plan, spec)
+        plan.source = self._source(plan, bar, ring_bytes)
+        return plan
+
+    def _needless(self, spec: Spec) -> bool:
+        if not spec.unless:
+            return False
+        present = spec.unless.lstrip("!") in self._symbols
+        return not present if spec.unless.startswith("!") else present
+
+    def _plan_probe(self, plan: Plan, spec: Spec) -> None:
+        row = Probe(len(plan.probes), name=spec.name, kinds=[kind.name for kind in spec.kinds])
+        plan.probes.append(row)
+        lacking = [need for need in spec.needs if not self._has(need)]
+        if lacking:
+            row.reason = f"this kernel's type information lacks {', '.join(lacking)}"
+            return
+        planned, reason = self._hooks(spec, spec.hooks)
+        if planned is None and spec.fallback and spec.name + "/fallback" not in self._demoted:
+            row.reason = reason
+            planned, fallback_reason = self._hooks(spec, spec.fallback)
+            row.state = "fallback"
+            reason = f"{reason}; {fallback_reason}" if fallback_reason else reason
+        elif planned is not None:
+            row.state = "attached"
+        if planned is None:
+            row.state = "missing"
+            row.reason = spec.optional or reason
+            return
+        plan.programs[spec.name] = planned
+        row.method = planned[0].method
+        row.target = f"{planned[0].module}:{planned[0].hook.target}" if planned[0].module else planned[0].hook.target
+        row.resolved = {"fentry": "btf", "fexit": "btf"}.get(row.method, "kallsyms")
+
+    def _has(self, need: str) -> bool:
+        name = need.replace(".", "_")
+        return self._offsets.get(name) is not None
+
+    def _hooks(self, spec: Spec, hooks: tuple[Hook, ...]) -> tuple[list[_Planned] | None, str]:
+        planned = []
+        for index, hook in enumerate(hooks):
+            symbol = f"p{index}_{'fallback_' if hooks is spec.fallback else ''}" + "".join(
+                c if c.isalnum() else "_" for c in spec.name
+            )
+            one, reason = self._hook(spec, hook, symbol)
+            if one is None:
+                return None, reason
+            planned.append(one)
+        return planned, ""
+
+    def _hook(self, spec: Spec, hook: Hook, symbol: str) -> tuple[_Planned | None, str]:
+        if hook.where == "tracepoint":
+            if f"__traceiter_{hook.target}" not in self._symbols:
+                return None, f"this kernel has no tracepoint {hook.target}, or its module is not loaded"
+            if "work" in hook.call.function and not {"irqfd_inject", "virqfd_inject"} <= self._visible():
+                return None, "the addresses of irqfd_inject and virqfd_inject are not visible in /proc/kallsyms"
+            return _Planned(symbol, hook, "raw_tracepoint"), ""
+        known = self._symbols.get(hook.target)
+        if known is None:
+            return None, f"the kernel has no function {hook.target}, or its module is not loaded, or it was inlined"
+        function = None if spec.name in self._demoted else self._btf.function(hook.target)
+        if function:
+            method = "fentry" if hook.where == "entry" else "fexit"
+            return _Planned(symbol, hook, method, function.module, function.id, function.arguments), ""
+        if "register_kprobe" not in self._symbols:
+            return None, f"{hook.target} has no type information and this kernel has no kprobes"
+        method = "kprobe" if hook.where == "entry" else "kretprobe"
+        return _Planned(symbol, hook, method, known.module), ""
+
+    def _visible(self) -> set[str]:
+        return {name for name in ADDRESSES if name in self._symbols and self._symbols[name].address}
+
+    def _source(self, plan: Plan, bar: str, ring_bytes: int) -> str:
+        machine = os.uname().machine
+        head = [
+            *self._offset_lines,
+            *(f"#define FN_{name} 0x{self._symbols[name].address:x}ull" for name in sorted(self._visible())),
+            f"#define RING_PAGES {ring_bytes // PAGE}",
+            f"#define HANDLER_GETS_IRQ_CTX {int(self._offsets['vfio_pci_irq_ctx_vdev'] is not None)}",
+            f"#define EVERY_BAR_ACCESS {int(bar == 'all')}",
+            f"#define NO_BAR_ACCESS {int(bar == 'none')}",
+            c_header(),
+        ]
+        body = (resources.files("intxtrace") / "bpf" / "intxtrace.c").read_text()
+        tail = [
+            _wrapper(p.symbol, p.hook.call, method=p.method, arguments=p.arguments, machine=machine)
+            for programs in plan.programs.values()
+            for p in programs
+        ]
+        tail += [
+            _wrapper(f"q_{spec.name}", spec.call, method="uprobe", arguments=6, machine=machine)
+            for spec in qemu_specs(bar)
+        ]
+        return "\n".join([*head, body, *tail])
+
+
+def qemu_specs(bar: str) -> tuple[QemuSpec, ...]:
+    """Return the QEMU probes that a way of watching BAR accesses needs."""
+    return tuple(
+        spec
+        for spec in QEMU_CATALOGUE
+        if bar != "none" or not spec.name.startswith("vfio_region_") or "mmaps" in spec.name
+    )
+
+
+@contextlib.contextmanager
+def _output_to(file: Any) -> Iterator[None]:
+    """Send file descriptors 1 and 2 elsewhere for a while: clang and bcc write there."""
+    libc = ct.CDLL(None)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    saved = [(number, os.dup(number)) for number in (1, 2)]
+    try:
+        for number, _ in saved:
+            os.dup2(file.fileno(), number)
+        yield
+    finally:
+        libc.fflush(None)
+        for number, copy in saved:
+            os.dup2(copy, number)
+            os.close(copy)
+
+
+def compile_source(source: str) -> Any:
+    """Compile with bcc and make the maps; return the bcc.BPF object.
+
+    Raises:
+        IntxtraceError: no bcc, no kernel headers, or the source does not compile here.
+    """
+    bcc = import_bcc()
+    with tempfile.TemporaryFile() as log:
+        try:
+            with _output_to(log):
+                return bcc.BPF(text=source.encode(), cflags=["-w"])
+        except Exception as error:  # bcc raises bare Exception for every reason
+            log.seek(0)
+            words = log.read().decode(errors="replace")
+            release = os.uname().release
+            if "kernel headers" in words or not _headers_found():
+                raise IntxtraceError(
+                    f"bcc finds no headers of kernel {release}: install them (Debian, Ubuntu: apt install "
+                    f"linux-headers-{release}; Fedora: dnf install kernel-devel-{release}; Arch: pacman -S "
+                    "linux-headers), or set BCC_KERNEL_SOURCE to a kernel header folder"
+                ) from error
+            if os.geteuid() != 0:
+                raise IntxtraceError("loading probes needs root: run this with sudo") from error
+            last = [line for line in words.splitlines() if "error" in line][-3:] or words.splitlines()[-3:]
+            raise IntxtraceError(
+                f"bcc cannot compile the probes on kernel {release}: {' | '.join(last) or error}"
+            ) from error
+
+
+def _headers_found() -> bool:
+    return "BCC_KERNEL_SOURCE" in os.environ or any(
+        Path(f"/lib/modules/{os.uname().release}/{name}").exists() for name in ("build", "source")
+    )
+
+
+class Probes:
+    """The probes in the kernel.
+
+    `table` holds the row of every probe, the missing ones too. Use as a context manager: leaving it detaches all.
+    """
+
+    def __init__(self, *, bar: str = "count", ring_bytes: int = DEFAULT_RING_BYTES) -> None:
+        """Compile, load and attach all kernel probes that this kernel has.
+
+        Raises:
+            IntxtraceError: the host cannot be traced; says what to install or load.
+        """
+        self._bar = bar
+        self._attached: dict[int, list[_Attached]] = {}
+        self._slots: dict[str, int] = {}
+        self._bcc = import_bcc()
+        btf = Btf()
+        try:
+            symbols = kernel.kernel_symbols(_wanted_symbols())
+            demoted: frozenset[str] = frozenset()
+            while True:
+                plan = Planner(btf, symbols, demoted).plan(bar, ring_bytes)
+                self.bpf = compile_source(plan.source)
+                self.table = plan.probes
+                failed = self._attach_kernel(plan, btf)
+                if not failed or failed <= demoted:
+                    break
+                demoted |= failed
+                self.close()
+        except BaseException:
+            with contextlib.suppress(AttributeError):
+                self.close()
+            raise
+        finally:
+            btf.close()
+
+    def __enter__(self) -> Probes:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _attach_kernel(self, plan: Plan, btf: Btf) -> frozenset[str]:
+        """Attach; return the probes that must be tried in another way."""
+        modules = {p.module for programs in plan.programs.values() for p in programs if p.method in ("fentry", "fexit")}
+        fds = kernel.module_btf_fds(modules - {"vmlinux"})
+        failed = set()
+        try:
+            for row in plan.probes:
+                for planned in plan.programs.get(row.name, ()):
+                    try:
+                        self._attach_one(row, planned, fds)
+                    except OSError as error:
+                        self._detach_row(row.id)
+                        if planned.method in ("fentry", "fexit"):
+                            failed.add(row.name)
+                        elif row.state == "fallback":
+                            failed.add(row.name + "/fallback")
+                        row.state = "missing"
+                        row.reason = f"{planned.method} {planned.hook.target}: {error.strerror or error}"
+                        break
+        finally:
+            for fd in fds.values():
+                os.close(fd)
+        return frozenset(failed)
+
+    def _code(self, symbol: str) -> bytes:
+        lib, module = self._bcc.lib, self.bpf.module
+        start, size = (
+            getattr(lib, name)(module, symbol.encode()) for name in ("bpf_function_start", "bpf_function_size")
+        )
+        if not start:
+            raise OSError(0, f"bcc made no program {symbol}")
+        return ct.string_at(start, size)
+
+    def _attach_one(self, row: Probe, planned: _Planned, fds: dict[str, int]) -> None:
+        from intxtrace.events import Kind
+
+        code = self._code(planned.symbol)
+        kind = int(Kind[row.kinds[0]])
+        if planned.method in ("fentry", "fexit"):
+            program = kernel.load_program(
+                code,
+                planned.symbol,
+                kernel.PROG_TRACING,
+                kernel.ATTACH_FENTRY if planned.method == "fentry" else kernel.ATTACH_FEXIT,
+                planned.btf_id,
+                fds.get(planned.module, 0),
+            )
+        elif planned.method == "raw_tracepoint":
+            program = kernel.load_program(code, planned.symbol, kernel.PROG_RAW_TRACEPOINT)
+        else:
+            program = kernel.load_program(code, planned.symbol, kernel.PROG_KPROBE)
+        held = _Attached(program, kind)
+        self._attached.setdefault(row.id, []).append(held)
+        if planned.method in ("fentry", "fexit"):
+            held.link = kernel.open_raw_tracepoint(program)
+        elif planned.method == "raw_tracepoint":
+            held.link = kernel.open_raw_tracepoint(program, planned.hook.target)
+        else:
+            held.link = self._attach_kprobe(program, planned, held)
+
+    def _attach_kprobe(self, program: int, planned: _Planned, held: _Attached) -> int:
+        name = f"intxtrace_{planned.symbol}_{os.getpid()}"
+        exit_probe = int(planned.method == "kretprobe")
+        # Some Ubuntu kernels call a module's symbol ambiguous unless its module is named with it.
+        for target in (planned.hook.target, f"{planned.module}:{planned.hook.target}"):
+            fd = int(self._bcc.lib.bpf_attach_kprobe(program, exit_probe, name.encode(), target.encode(), 0, 0))
+            if fd >= 0:
+                held.kprobe = name
+                return fd
+        code = ct.get_errno()
+        raise OSError(code, os.strerror(code) if code else "cannot be attached")
+
+    def attach_qemu(self, binary: QemuBinary) -> list[Probe]:
+        """Attach the QEMU probes to one more binary; return its rows, which are also in `table`."""
+        key = str(binary.path)
+        slot = self._slots.setdefault(key, len(self._slots))
+        eoi = binary.functions.get("vfio_intx_eoi")
+        leaf = self.bpf["binaries"].Leaf(binary.vbasedev_offset or 0, (eoi.filter_offset or 0) if eoi else 0)
+        self.bpf["binaries"][ct.c_int(slot)] = leaf
+        rows = []
+        for spec in qemu_specs(self._bar):
+            row = Probe(len(self.table), name=spec.name, kinds=[kind.name for kind in spec.kinds])
+            row.target = f"{binary.path}:{spec.name}"
+            self.table.append(row)
+            rows.append(row)
+            function = binary.functions.get(spec.name)
+            if function is None:
+                row.reason = binary.missing.get(spec.name, "not found in this binary")
+                continue
+            row.method, row.offset, row.resolved = "uprobe", function.offset, function.method
+            row.target = f"{binary.path}:{function.symbol}"
+            try:
+                self._attach_uprobe(row, spec, function, binary, slot)
+                row.state = "attached"
+            except OSError as error:
+                self._detach_row(row.id)
+                row.reason = f"uprobe: {error.strerror or error}"
+        return rows
+
+    def _attach_uprobe(self, row: Probe, spec: QemuSpec, function: QemuFunction, binary: QemuBinary, slot: int) -> None:
+        from intxtrace.events import Kind
+
+        code = _patch_slot(self._code(f"q_{spec.name}"), slot)
+        program = kernel.load_program(code, f"q_{spec.name}", kernel.PROG_KPROBE)
+        held = _Attached(program, int(Kind[row.kinds[0]]))
+        self._attached.setdefault(row.id, []).append(held)
+        name = f"intxtrace_q_{spec.name}_{slot}_{os.getpid()}"
+        link = int(
+            self._bcc.lib.bpf_attach_uprobe(program, 0, name.encode(), os.fsencode(binary.path), function.offset, -1, 0)
+        )
+        if link < 0:
+            code_number = ct.get_errno()
+            raise OSError(code_number, os.strerror(code_number) if code_number else "cannot be attached")
+        held.link = link
+        held.kprobe = name
+
+    def misses(self) -> list[tuple[int, int]]:
+        """Return (kind, count) of the runs that the kernel skipped since the last call."""
+        found = []
+        for held in (held for attached in self._attached.values() for held in attached):
+            total = kernel.recursion_misses(held.program)
+            if total > held.missed:
+                found.append((held.kind, total - held.missed))
+                held.missed = total
+        return found
+
+    def _detach_row(self, row: int) -> None:
+        for held in self._attached.pop(row, ()):
+            if held.link >= 0:
+                if held.kprobe:
+                    self._bcc.lib.bpf_close_perf_event_fd(held.link)
+                else:
+                    os.close(held.link)
+            if held.kprobe:
+                # Only kernels without the perf kprobe type (before 4.17) made a named event; then it is removed.
+                detach = self._bcc.lib.bpf_detach_uprobe if "_q_" in held.kprobe else self._bcc.lib.bpf_detach_kprobe
+                detach(held.kprobe.encode())
+            os.close(held.program)
+
+    def close(self) -> None:
+        """Detach every probe and free the maps."""
+        for row in list(self._attached):
+            self._detach_row(row)
+        self._slots.clear()
+        self.bpf.cleanup()
+
+
+def _patch_slot(code: bytes, slot: int) -> bytes:
+    """Put the binary's number where bpf/intxtrace.c's this_binary() has its mark."""
+    patched = bytearray(code)
+    mark = _SLOT_MARK.to_bytes(4, "little")
+    for at in range(0, len(patched), 8):
+        if patched[at] in (_MOV_IMMEDIATE, _LD_IMMEDIATE_64) and patched[at + 4 : at + 8] == mark:
+            patched[at + 4 : at + 8] = slot.to_bytes(4, "little")
+    return bytes(patched)
+
+
+def _wanted_symbols() -> set[str]:
+    names = {"register_kprobe", *ADDRESSES}
+    for spec in CATALOGUE:
+        for hook in (*spec.hooks, *spec.fallback):
+            names.add(f"__traceiter_{hook.target}" if hook.where == "tracepoint" else hook.target)
+    return names
