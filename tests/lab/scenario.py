@@ -97,7 +97,12 @@ def play(out: Path) -> None:
         for path, name in zip(scenario.paths, _names(scenario), strict=True):
             with _recording_by(around_each, out / name / "recording"):
                 truth = run_guest(
-                    path, out / name, kernel, scenario.pings, scenario.interval, options=tuple(scenario.options)
+                    path,
+                    out / name,
+                    kernel,
+                    scenario.pings,
+                    scenario.interval,
+                    options=tuple(scenario.options),
                 )
             print(
                 f"{name}: {truth.seconds:.1f} s (up after {truth.up_seconds:.1f} s), host irq {truth.host_irq}: "
