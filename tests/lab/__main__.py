@@ -1,0 +1,89 @@
+"""`python -m tests.lab`: see the package's docstring."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from tests.lab.guest import PATHS, Truth
+from tests.lab.host import run_host
+from tests.lab.packages import KERNELS, LabError
+from tests.lab.scenario import Recorder, Scenario, run_scenario
+
+BEGUN = time.monotonic()
+
+
+def progress(text: str) -> None:
+    """Print lines with the seconds since the start before each."""
+    for line in text.splitlines():
+        print(f"[{time.monotonic() - BEGUN:6.1f}] {line}", flush=True)
+
+
+def main() -> int:
+    arguments = _parser().parse_args()
+    try:
+        status: int = arguments.run(arguments)
+    except LabError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return status
+
+
+def shell_script(arguments: argparse.Namespace) -> int:
+    with tempfile.TemporaryDirectory(prefix="intxtrace-lab-") as temporary:
+        share = arguments.share or Path(temporary)
+        result = run_host(arguments.file, share, arguments.kernel, arguments.timeout, on_output=progress)
+    progress(f"exit status {result.status}; L1 booted in {result.boot_seconds:.1f} s")
+    return result.status
+
+
+def run(arguments: argparse.Namespace) -> int:
+    recorder = None
+    if arguments.recorder:
+        recorder = Recorder(shlex.split(arguments.recorder), arguments.ready, arguments.recording == "each")
+    scenario = Scenario(arguments.paths.split(","), arguments.pings, arguments.interval, recorder)
+    result = run_scenario(scenario, arguments.out, arguments.kernel, arguments.timeout, progress)
+    progress(f"done; L1 booted in {result.host.boot_seconds:.1f} s, boots: {result.host.boots}")
+    for truth in result.truths:
+        print(_row(truth))
+    return 0
+
+
+def _row(truth: Truth) -> str:
+    events = ", ".join(f"{name} {count}" for name, count in truth.qemu_events.items() if count)
+    return (
+        f"{truth.name}: {truth.bdf} host irq {truth.host_irq} {truth.host_before} -> {truth.host_quiet} (quiet) -> "
+        f"{truth.host_after}; guest irq {truth.guest_irq} {truth.guest_interrupts}; QEMU log: {events}; "
+        f"moves: {', '.join(truth.irq_moves)}"
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m tests.lab")
+    commands = parser.add_subparsers(required=True)
+    one = commands.add_parser("run", help="run guests and collect their truth")
+    one.add_argument("--out", type=Path, required=True, help="a folder for everything that comes back")
+    one.add_argument("--paths", default=",".join(PATHS), help="which guests, in order, with commas")
+    one.add_argument("--pings", type=int, default=10, help="per guest; about two interrupts each")
+    one.add_argument("--interval", type=float, default=0.2, help="seconds between pings")
+    one.add_argument("--recorder", help="a command to run in L1 while guests run; {out} is its folder")
+    one.add_argument("--ready", default="", help="text in the recorder's output that says it is ready")
+    one.add_argument("--recording", choices=("each", "one"), default="each", help="one per guest, or one for all")
+    one.add_argument("--timeout", type=float, default=900.0, help="seconds, from L1's boot on")
+    one.set_defaults(run=run)
+    script = commands.add_parser("shell-script", help="boot L1 and run a script in it")
+    script.add_argument("file", type=Path)
+    script.add_argument("--share", type=Path, help="the folder that is $SHARE in L1 (default: one that is deleted)")
+    script.add_argument("--timeout", type=float, default=600.0, help="seconds, from L1's boot on")
+    script.set_defaults(run=shell_script)
+    for command in (one, script):
+        command.add_argument("--kernel", choices=KERNELS, default="6.1")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,344 @@
+"""L1: run one guest with a passed-through e1000 and collect what is true about its interrupts.
+
+The guest boots, pings the gateway behind its e1000 (QEMU's user network on L0's side of the emulated card), takes the
+interface down and waits, silent, while L1 reads its counters; then it is told to power off. Nothing here knows
+intxtrace: every figure is the kernels' or QEMU's own.
+
+How L1 counts: an interrupt's counters in `/proc/interrupts` live and die with the kernel's irq descriptor, which is
+freed when the device's last user disables it (`mp_unmap_irq`, arch/x86/kernel/apic/io_apic.c), that is when QEMU
+closes the device. `claim` therefore enables the device once, before vfio-pci takes it, and the counters last across
+guests; the line's name is shown only while vfio holds it, so they are read from /sys/kernel/irq.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import select
+import shutil
+import subprocess
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.lab.host import QEMU, write_initramfs
+from tests.lab.packages import Kernel, LabError
+
+# path -> machine option, vfio-pci option: the switches of the DESIGN's three paths
+PATHS = {
+    "kernel": ("kernel-irqchip=on", ""),
+    "hybrid": ("kernel-irqchip=split", ""),
+    "userspace": ("kernel-irqchip=on", ",x-no-kvm-intx=on"),
+}
+E1000 = "0x8086:0x100e"
+EDU = "0x1234:0x11e8"
+
+BOOT_SECONDS = 120.0
+POWEROFF_SECONDS = 60.0
+QUIET_SECONDS = 1.0  # the count of the line must stay the same this long
+
+# "@@" lines are for L1; loglevel=1 keeps the kernel from writing into them.
+#
+# While it pings, the guest reads the card's I/O ports without end, which does nothing to the card. On the userspace
+# path QEMU takes any BAR access for the EOI, so some come between its interrupt and the guest's handler: the line is
+# still up when it is unmasked, and vfio signals again. That is how a run gets resignals (about one interrupt in two).
+GUEST_COMMAND_LINE = "console=ttyS0 rdinit=/init mitigations=off tsc=reliable no_timer_check panic=-1 loglevel=1"
+GUEST_INIT = """#!/bin/busybox sh
+/bin/busybox --install -s /bin
+mount -t devtmpfs dev /dev
+mount -t proc proc /proc
+mount -t sysfs sys /sys
+stty -F /dev/ttyS0 -echo -onlcr
+for module in {modules}; do insmod /modules/$module; done
+net=$(ls /sys/class/net | grep -v lo)
+ifconfig $net 10.0.2.15 up
+i=0; while [ "$(cat /sys/class/net/$net/carrier)" != 1 ] && [ $i -lt 100 ]; do sleep 0.1; i=$((i+1)); done
+echo "@@ up"
+while true; do dd if=/sys/class/net/$net/device/resource1 of=/dev/null bs=4 count=16 2>/dev/null; done & stir=$!
+ping -c {pings} -i {interval} 10.0.2.2 | sed -n 's/^\\([0-9]*\\) packets transmitted, \\([0-9]*\\) .*/@@ pings \\1 \\2/p'
+kill $stir; wait $stir
+irq=$(cat /sys/class/net/$net/device/irq)
+ifconfig $net down
+sleep 0.3
+echo "@@ line $(grep "^ *$irq:" /proc/interrupts)"
+echo "@@ quiet"
+read answer
+poweroff -f
+"""
+
+QEMU_EVENTS = (
+    "vfio_intx_interrupt",
+    "vfio_intx_eoi",
+    "vfio_intx_enable",
+    "vfio_intx_disable",
+    "vfio_intx_enable_kvm",
+    "vfio_intx_disable_kvm",
+    "vfio_intx_update",
+    "kvm_resample_fd_notify",
+)
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What is true about one guest run; counts are of the whole run. None: could not be read."""
+
+    name: str  # of the run, and its folder
+    path: str  # as configured
+    vm: str
+    vm_pid: int
+    bdf: str
+    kernel: str  # of L1 and L2
+    qemu_version: str
+    host_irq: int  # Linux irq number in L1
+    host_gsi: int | None  # IOAPIC pin in L1
+    host_before: int  # interrupts on host_irq (all handlers) before QEMU started,
+    host_quiet: int  # with the guest up and silent,
+    host_after: int  # and after QEMU ended
+    host_interrupts: int  # host_after - host_before
+    host_line: str  # L1's /proc/interrupts, with the guest up and silent
+    host_unhandled: int | None  # of the line, as the kernel counts spurious interrupts
+    guest_irq: int
+    guest_gsi: int | None
+    guest_interrupts: int
+    pings_sent: int
+    pings_received: int
+    qemu_events: dict[str, int]  # lines of QEMU's own log, by event
+    irq_moves: list[str]  # vfio_intx_update, in order: "22 -> 11"
+    qemu_stderr: str
+    begun_at: int  # L1's CLOCK_MONOTONIC, ns, before QEMU was started
+    ended_at: int  # and after it ended
+    up_seconds: float  # start to interface up
+    seconds: float
+
+    def write(self, path: Path) -> None:
+        path.write_text(json.dumps(asdict(self), indent=1) + "\n")
+
+    @classmethod
+    def read(cls, path: Path) -> Truth:
+        return cls(**json.loads(path.read_text()))
+
+
+def find_device(identity: str) -> str:
+    """The address of L1's only PCI device "vendor:device"."""
+    found = [
+        path.name
+        for path in Path("/sys/bus/pci/devices").iterdir()
+        if f"{_text(path / 'vendor')}:{_text(path / 'device')}" == identity
+    ]
+    if len(found) != 1:
+        raise LabError(f"L1 has {len(found)} devices {identity}: expected one.")
+    return found[0]
+
+
+def claim(bdf: str) -> None:
+    """Bind a device to vfio-pci, its interrupt descriptor kept alive (see the module's docstring); idempotent."""
+    device = Path("/sys/bus/pci/devices") / bdf
+    if (device / "driver").exists() and (device / "driver").resolve().name == "vfio-pci":
+        return
+    (device / "enable").write_text("1")
+    (device / "driver_override").write_text("vfio-pci")
+    Path("/sys/bus/pci/drivers_probe").write_text(bdf)
+    if not (device / "driver").exists():
+        raise LabError(f"vfio-pci did not take {bdf}; see dmesg in L1.")
+
+
+def host_count(irq: int) -> int:
+    """Interrupts on an irq number since its descriptor was made, all CPUs."""
+    return sum(int(count) for count in _text(Path(f"/sys/kernel/irq/{irq}/per_cpu_count")).split(","))
+
+
+def host_line(bdf: str) -> str:
+    """The line of /proc/interrupts that vfio holds for a device; "" when it holds none."""
+    lines = Path("/proc/interrupts").read_text().splitlines()
+    return next((line.strip() for line in lines if f"vfio-intx({bdf})" in line), "")
+
+
+def run_guest(
+    path: str,
+    out: Path,
+    kernel: Kernel,
+    pings: int = 10,
+    interval: float = 0.2,
+    bdf: str | None = None,
+    qemu: str = QEMU,
+    options: tuple[str, ...] = (),
+) -> Truth:
+    """Run one guest and write `truth.json`, `qemu.log`, `serial.log` and `qemu.stderr` into `out`.
+
+    `options` are further QEMU arguments. Raises LabError when the guest does not get through its workload.
+    """
+    bdf = bdf or find_device(E1000)
+    claim(bdf)
+    irq = int(_text(Path("/sys/bus/pci/devices") / bdf / "irq"))
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="intxtrace-guest-") as folder:
+        work = Path(folder)  # in L1's memory: a log on the share would slow QEMU at every line
+        modules = kernel.module_files("e1000")
+        init = GUEST_INIT.format(
+            modules=" ".join(file.name.removesuffix(".xz") for file in modules), pings=pings, interval=interval
+        )
+        write_initramfs(work / "initramfs", init, modules)
+        argv = _argv(path, bdf, kernel, work, qemu, options)
+        try:
+            truth = _run(argv, path, out.name, bdf, irq, kernel, work, qemu)
+        finally:
+            for name in ("qemu.log", "serial.log", "qemu.stderr"):
+                if (work / name).exists():
+                    shutil.copy(work / name, out / name)
+    truth.write(out / "truth.json")
+    return truth
+
+
+def _argv(path: str, bdf: str, kernel: Kernel, work: Path, qemu: str, options: tuple[str, ...]) -> list[str]:
+    machine, device = PATHS[path]
+    return [
+        qemu, "-name", f"guest=lab-{path},debug-threads=on", "-nodefaults", "-no-user-config", "-display", "none",
+        "-no-reboot", "-accel", "kvm", "-cpu", "host", "-M", f"q35,{machine}", "-smp", "1", "-m", "256M",
+        "-kernel", str(kernel.image), "-initrd", str(work / "initramfs"), "-append", GUEST_COMMAND_LINE,
+        "-device", f"vfio-pci,host={bdf},addr=0x5,rombar=0{device}", "-serial", "stdio",
+        "-trace", "vfio_*intx*", "-trace", "kvm_resample_fd_notify", "-msg", "timestamp=on",
+        "-D", str(work / "qemu.log"), *options,
+    ]  # fmt: skip
+
+
+def _run(
+    argv: list[str], path: str, name: str, bdf: str, irq: int, kernel: Kernel, work: Path, qemu: str
+) -> Truth:
+    before = host_count(irq)
+    begun_at = time.monotonic_ns()
+    with (work / "qemu.stderr").open("wb") as stderr, (work / "serial.log").open("wb") as serial:
+        process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr)
+        try:
+            console = _Console(process, serial)
+            console.wait("@@ up", BOOT_SECONDS)
+            up_seconds = (time.monotonic_ns() - begun_at) / 1e9
+            console.wait("@@ quiet", BOOT_SECONDS)
+            quiet = _quiet_count(irq)
+            line = host_line(bdf)
+            unhandled = re.search(r"unhandled (\d+)", _text(Path(f"/proc/irq/{irq}/spurious")))
+            console.write(b"off\n")
+            console.wait_end(POWEROFF_SECONDS)
+        finally:
+            if process.poll() is None:
+                process.kill()
+            process.wait()
+    ended_at = time.monotonic_ns()
+    after = host_count(irq)
+    if process.returncode != 0:
+        raise LabError(f"QEMU ended with status {process.returncode}: {_text(work / 'qemu.stderr')}")
+    said = console.text
+    [guest_line] = re.findall(r"^@@ line +(.*)$", said, re.M)
+    [(sent, received)] = re.findall(r"^@@ pings (\d+) (\d+)", said, re.M)
+    events, moves = read_qemu_log((work / "qemu.log").read_text(errors="replace"))
+    guest_irq, guest_gsi, guest_count = parse_interrupts_line(guest_line)
+    return Truth(
+        name=name,
+        path=path,
+        vm=f"lab-{path}",
+        vm_pid=process.pid,
+        bdf=bdf,
+        kernel=kernel.release,
+        qemu_version=subprocess.check_output([qemu, "--version"], text=True).splitlines()[0],
+        host_irq=irq,
+        host_gsi=parse_interrupts_line(line)[1] if line else None,
+        host_before=before,
+        host_quiet=quiet,
+        host_after=after,
+        host_interrupts=after - before,
+        host_line=line,
+        host_unhandled=int(unhandled[1]) if unhandled else None,
+        guest_irq=guest_irq,
+        guest_gsi=guest_gsi,
+        guest_interrupts=guest_count,
+        pings_sent=int(sent),
+        pings_received=int(received),
+        qemu_events=events,
+        irq_moves=moves,
+        qemu_stderr=_text(work / "qemu.stderr"),
+        begun_at=begun_at,
+        ended_at=ended_at,
+        up_seconds=round(up_seconds, 2),
+        seconds=round((ended_at - begun_at) / 1e9, 2),
+    )
+
+
+def parse_interrupts_line(line: str) -> tuple[int, int | None, int]:
+    """Irq number, IOAPIC pin (None for another chip) and count, over all CPUs, of a line of /proc/interrupts."""
+    match = re.fullmatch(r"\s*(\d+):((?:\s+\d+)+)\s+(?:(?:IR-)?IO-APIC\s+(\d+)-|\D).*", line)
+    if not match:
+        raise LabError(f"Not a line of /proc/interrupts: {line!r}")
+    return int(match[1]), int(match[3]) if match[3] else None, sum(map(int, match[2].split()))
+
+
+def read_qemu_log(text: str) -> tuple[dict[str, int], list[str]]:
+    """Lines per event of QEMU's own trace log, and the moves of `vfio_intx_update`.
+
+    QEMU 10.1 renamed vfio_intx_eoi to vfio_pci_intx_eoi; both count as the former.
+    """
+    events = dict.fromkeys(QEMU_EVENTS, 0)
+    for event in re.findall(r"^(?:\S+:)?\s*(\w+) ", text, re.M):
+        event = event.replace("vfio_pci_intx_", "vfio_intx_")
+        events[event] = events.get(event, 0) + 1
+    return events, re.findall(r"IRQ moved (-?\d+ -> -?\d+)", text)
+
+
+def _quiet_count(irq: int) -> int:
+    """The line's count once it has stopped changing for QUIET_SECONDS."""
+    count, since = host_count(irq), time.monotonic()
+    deadline = since + 30
+    while time.monotonic() - since < QUIET_SECONDS:
+        time.sleep(0.1)
+        now = host_count(irq)
+        if now != count:
+            count, since = now, time.monotonic()
+        if time.monotonic() > deadline:
+            raise LabError(f"Interrupt {irq} of L1 does not fall silent: {count} and rising.")
+    return count
+
+
+class _Console:
+    """The guest's serial port, over QEMU's standard input and output."""
+
+    def __init__(self, process: subprocess.Popen[bytes], log: Any) -> None:
+        assert process.stdin and process.stdout
+        self._process, self._log = process, log
+        self._stdin, self._stdout = process.stdin, process.stdout
+        self.text = ""
+
+    def _read(self, seconds: float) -> bool:
+        """Read what comes within `seconds`; False when the port is closed."""
+        if not select.select([self._stdout], [], [], seconds)[0]:
+            return True
+        data = os.read(self._stdout.fileno(), 65536)
+        self._log.write(data)
+        self._log.flush()
+        self.text += data.decode(errors="replace").replace("\r", "")
+        return bool(data)
+
+    def wait(self, marker: str, seconds: float) -> None:
+        """Read until a line `marker` came."""
+        deadline = time.monotonic() + seconds
+        while f"\n{marker}\n" not in f"\n{self.text}":
+            if not self._read(0.5):
+                raise LabError(f"The guest ended before {marker!r}. Its console:\n{self.text[-2000:]}")
+            if time.monotonic() > deadline:
+                raise LabError(f"No {marker!r} from the guest in {seconds:.0f} s. Its console:\n{self.text[-2000:]}")
+
+    def write(self, data: bytes) -> None:
+        self._stdin.write(data)
+        self._stdin.flush()
+
+    def wait_end(self, seconds: float) -> None:
+        """Read until QEMU ended."""
+        deadline = time.monotonic() + seconds
+        while self._read(0.5):
+            if time.monotonic() > deadline:
+                raise LabError(f"The guest did not power off in {seconds:.0f} s.")
+        self._process.wait(max(1.0, deadline - time.monotonic()))
+
+
+def _text(path: Path) -> str:
+    return path.read_text(errors="replace").strip()

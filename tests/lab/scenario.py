@@ -1,0 +1,168 @@
+"""Guests one after the other, with a recorder around them: described on L0, run in L1.
+
+On L0 `run_scenario` boots L1 and starts this module in it; there `play` does the work. The folder afterwards:
+
+    console.log output.log               L1's kernel, and what `play` printed
+    <n>-<path>/truth.json …              one folder per guest, see `guest.run_guest`
+    recording/ or <n>-<path>/recording/  where a recorder ran: recorder.json (argv, status, seconds), stdout, stderr, and
+                                         what it wrote to {out}
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from tests.lab.guest import PATHS, Truth, run_guest
+from tests.lab.host import SHARE, HostResult, run_host
+from tests.lab.packages import REPOSITORY, Kernel, LabError
+
+RECORDER_START_SECONDS = 180.0
+RECORDER_STOP_SECONDS = 120.0
+
+
+@dataclass(frozen=True)
+class Recorder:
+    """A command that runs in L1, in the repository's folder, and is ended with SIGINT.
+
+    `{out}` in a word of `argv` becomes the folder of its recording. It is ready once `ready` stands in its standard
+    output or error; with no `ready`, at once. `each`: one recording per guest, started before it and stopped after it;
+    else one around all guests.
+    """
+
+    argv: list[str]
+    ready: str = ""
+    each: bool = True
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """Which guests run. `paths` are names of `guest.PATHS`, in order, repeats allowed."""
+
+    paths: list[str]
+    pings: int = 10
+    interval: float = 0.2
+    recorder: Recorder | None = None
+    options: list[str] = field(default_factory=list)  # further QEMU arguments for every guest
+
+
+@dataclass(frozen=True)
+class ScenarioResult:
+    """`folders` are the guests' folders, in order; a recording's folder is None where there was no recorder."""
+
+    host: HostResult
+    folders: list[Path]
+    truths: list[Truth]
+    recordings: list[Path | None]
+
+
+def run_scenario(
+    scenario: Scenario,
+    out: Path,
+    kernel: str = "6.1",
+    timeout: float = 900.0,
+    on_output: Callable[[str], None] | None = None,
+) -> ScenarioResult:
+    """L0: boot L1, play the scenario in it, give back the truths. LabError when anything went wrong in L1."""
+    out = out.resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "scenario.json").write_text(json.dumps(asdict(scenario), indent=1))
+    result = run_host(f"exec $PYTHON -m {__spec__.name} {SHARE}", out, kernel, timeout, on_output=on_output)
+    if result.status != 0:
+        end = "\n".join(result.output.read_text(errors="replace").splitlines()[-60:])
+        raise LabError(f"The scenario failed in L1 ({result.output}):\n{end}")
+    folders = [out / name for name in _names(scenario)]
+    recordings = [_recording(scenario, out, folder) for folder in folders]
+    return ScenarioResult(result, folders, [Truth.read(folder / "truth.json") for folder in folders], recordings)
+
+
+def play(out: Path) -> None:
+    """L1: run the guests that `out`/scenario.json names."""
+    described = json.loads((out / "scenario.json").read_text())
+    recorder = described.pop("recorder")
+    scenario = Scenario(**described, recorder=Recorder(**recorder) if recorder else None)
+    root = Path(os.environ["LAB_KERNEL"])
+    kernel = Kernel(root.name.removeprefix("kernel-"), os.uname().release, root)
+    around_all = scenario.recorder if scenario.recorder and not scenario.recorder.each else None
+    around_each = scenario.recorder if scenario.recorder and scenario.recorder.each else None
+    with _recording_by(around_all, out / "recording"):
+        for path, name in zip(scenario.paths, _names(scenario), strict=True):
+            with _recording_by(around_each, out / name / "recording"):
+                truth = run_guest(
+                    path,
+                    out / name,
+                    kernel,
+                    scenario.pings,
+                    scenario.interval,
+                    options=tuple(scenario.options),
+                )
+            print(
+                f"{name}: {truth.seconds:.1f} s (up after {truth.up_seconds:.1f} s), host irq {truth.host_irq}: "
+                f"{truth.host_interrupts}, QEMU: {truth.qemu_events['vfio_intx_interrupt']}, "
+                f"guest irq {truth.guest_irq}: {truth.guest_interrupts}, "
+                f"pings {truth.pings_received}/{truth.pings_sent}",
+            )
+
+
+@contextmanager
+def _recording_by(recorder: Recorder | None, folder: Path) -> Iterator[None]:
+    if recorder is None:
+        yield
+        return
+    folder.mkdir(parents=True)
+    argv = [word.replace("{out}", str(folder)) for word in recorder.argv]
+    begun = time.monotonic()
+    stdout, stderr = folder / "stdout", folder / "stderr"
+    with stdout.open("wb") as out, stderr.open("wb") as err:
+        process = subprocess.Popen(argv, cwd=REPOSITORY, stdin=subprocess.DEVNULL, stdout=out, stderr=err)
+    try:
+        while recorder.ready.encode() not in stdout.read_bytes() + stderr.read_bytes():
+            if process.poll() is not None or time.monotonic() - begun > RECORDER_START_SECONDS:
+                raise LabError(f"The recorder is not ready ({process.poll()}): {stderr.read_text(errors='replace')}")
+            time.sleep(0.1)
+        ready_seconds = time.monotonic() - begun
+        print(f"recorder ready after {ready_seconds:.1f} s")
+        yield
+        if process.poll() is not None:
+            raise LabError(f"The recorder ended by itself ({process.poll()}): {stderr.read_text(errors='replace')}")
+        stopping = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        process.wait(RECORDER_STOP_SECONDS)
+        stop_seconds = time.monotonic() - stopping
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.wait()
+    kept = {"argv": argv, "status": process.returncode, "ready_seconds": ready_seconds, "stop_seconds": stop_seconds}
+    (folder / "recorder.json").write_text(json.dumps(kept, indent=1))
+    if process.returncode != 0:
+        raise LabError(f"The recorder ended with {process.returncode}: {stderr.read_text(errors='replace')}")
+
+
+def _names(scenario: Scenario) -> list[str]:
+    unknown = sorted(set(scenario.paths) - set(PATHS))
+    if unknown or not scenario.paths:
+        raise LabError(f"No path {', '.join(unknown) or 'named'}: choose of {', '.join(PATHS)}.")
+    return [f"{number}-{path}" for number, path in enumerate(scenario.paths, 1)]
+
+
+def _recording(scenario: Scenario, out: Path, folder: Path) -> Path | None:
+    if scenario.recorder is None:
+        return None
+    return (folder if scenario.recorder.each else out) / "recording"
+
+
+if __name__ == "__main__":
+    try:
+        play(Path(sys.argv[1]))
+    except LabError as error:
+        print(error)
+        sys.exit(1)
