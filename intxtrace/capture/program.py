@@ -304,6 +304,7 @@ class Probes:
         self._bar = bar
         self._attached: dict[int, list[_Attached]] = {}
         self._slots: dict[str, int] = {}
+        self._missed: list[tuple[int, int]] = []
         self._bcc = import_bcc()
         btf = Btf()
         try:
@@ -449,12 +450,12 @@ class Probes:
 
     def misses(self) -> list[tuple[int, int]]:
         """Return (kind, count) of the runs that the kernel skipped since the last call."""
-        found = []
         for held in (held for attached in self._attached.values() for held in attached):
             total = kernel.recursion_misses(held.program)
             if total > held.missed:
-                found.append((held.kind, total - held.missed))
+                self._missed.append((held.kind, total - held.missed))
                 held.missed = total
+        found, self._missed = self._missed, []
         return found
 
     def _detach_row(self, row: int) -> None:
@@ -470,10 +471,15 @@ class Probes:
                 detach(held.kprobe.encode())
             os.close(held.program)
 
-    def close(self) -> None:
-        """Detach every probe and free the maps."""
+    def stop(self) -> None:
+        """Detach every probe; the maps and the count of missed runs stay readable."""
+        self._missed = self.misses()
         for row in list(self._attached):
             self._detach_row(row)
+
+    def close(self) -> None:
+        """Detach every probe and free the maps."""
+        self.stop()
         self._slots.clear()
         self.bpf.cleanup()
 

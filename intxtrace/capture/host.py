@@ -1,0 +1,204 @@
+"""The VMs of this host and their passed-through devices, from /proc and sysfs."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from intxtrace.trace.tables import Device, Vm
+
+PROC = Path("/proc")
+SYS = Path("/sys")
+
+_BDF = re.compile(r"^[0-9a-f]{4,8}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]$")
+_MAX_TEXT = 4096
+
+
+@dataclass(frozen=True)
+class Process:
+    """A process that runs a virtual machine."""
+
+    pid: int
+    started: int
+    """Clock ticks since boot: with the pid, the identity of the process."""
+    name: str
+    exe: Path
+    """Its binary, through /proc, so that it is found in any mount namespace."""
+    command_line: tuple[str, ...]
+    devices: tuple[str, ...]
+    """BDFs of the vfio devices that it holds."""
+
+
+def _text(path: Path) -> str:
+    with contextlib.suppress(OSError):
+        return path.read_text(errors="replace")[:_MAX_TEXT].strip()
+    return ""
+
+
+def _number(path: Path) -> int | None:
+    with contextlib.suppress(ValueError):
+        return int(_text(path), 0)
+    return None
+
+
+def start_time(pid: int, proc: Path = PROC) -> int | None:
+    """Return the start of a process in clock ticks since boot (field 22 of proc(5) stat), None if it is gone."""
+    fields = _text(proc / str(pid) / "stat").rpartition(")")[2].split()
+    return int(fields[19]) if len(fields) > 19 else None
+
+
+def guest_name(command_line: tuple[str, ...]) -> str:
+    """Return the name that `-name NAME` or `-name guest=NAME,…` gives the VM, or an empty string.
+
+    In QEMU's option syntax a comma in a value is doubled.
+    """
+    for option, value in zip(command_line, command_line[1:], strict=False):
+        if option in ("-name", "--name"):
+            parts = [part.replace("\0", ",") for part in value.replace(",,", "\0").split(",")]
+            for part in parts:
+                if part.startswith("guest="):
+                    return part.removeprefix("guest=")
+            if "=" not in parts[0]:
+                return parts[0]
+    return ""
+
+
+def _vfio_devices(folder: Path, links: list[tuple[str, str]], sys: Path) -> tuple[str, ...]:
+    found: set[str] = set()
+    for number, target in links:
+        if match := re.fullmatch(r"/dev/vfio/(\d+)", target):
+            with contextlib.suppress(OSError):
+                found.update(p.name for p in (sys / "kernel/iommu_groups" / match[1] / "devices").iterdir())
+        elif match := re.fullmatch(r"/dev/vfio/devices/(vfio\d+)", target):
+            with contextlib.suppress(OSError):
+                found.add((sys / "class/vfio-dev" / match[1] / "device").resolve(strict=True).name)
+        elif target == "anon_inode:[vfio-device]":
+            # Linux 6.18 names the device here.
+            info = _text(folder / "fdinfo" / number)
+            if match := re.search(r"^vfio-device-syspath:\s*\S*/([0-9a-f:.]+)$", info, re.MULTILINE):
+                found.add(match[1])
+    drivers = {bdf: os.path.realpath(sys / "bus/pci/devices" / bdf / "driver").rpartition("/")[2] for bdf in found}
+    return tuple(sorted(bdf for bdf in found if _BDF.match(bdf) and "vfio" in drivers[bdf]))
+
+
+def process(pid: int, proc: Path = PROC, sys: Path = SYS) -> Process | None:
+    """Describe one process as a VM, or None if it is gone."""
+    folder = proc / str(pid)
+    started = start_time(pid, proc)
+    if started is None:
+        return None
+    with contextlib.suppress(OSError):
+        raw = (folder / "cmdline").read_bytes()[: 1 << 20]
+        command_line = tuple(word.decode(errors="replace") for word in raw.rstrip(b"\0").split(b"\0"))
+        links = []
+        for entry in (folder / "fd").iterdir():
+            with contextlib.suppress(OSError):
+                links.append((entry.name, str(entry.readlink())))
+        name = guest_name(command_line) or f"{_text(folder / 'comm')}-{pid}"
+        return Process(pid, started, name, folder / "exe", command_line, _vfio_devices(folder, links, sys))
+    return None
+
+
+def _runs_vm(folder: Path) -> bool:
+    try:
+        for entry in (folder / "fd").iterdir():
+            with contextlib.suppress(OSError):
+                if str(entry.readlink()) == "anon_inode:kvm-vm":
+                    return True
+    except OSError:
+        pass
+    return False
+
+
+def processes(proc: Path = PROC, sys: Path = SYS) -> list[Process]:
+    """List the processes that hold a KVM virtual machine, by pid."""
+    found = []
+    for folder in proc.iterdir():
+        if folder.name.isdigit() and _runs_vm(folder) and (one := process(int(folder.name), proc, sys)):
+            found.append(one)
+    return sorted(found, key=lambda one: one.pid)
+
+
+INSTALLED_QEMU = (
+    "/usr/bin/qemu-system-x86_64",
+    "/usr/bin/qemu-kvm",
+    "/usr/bin/kvm",
+    "/usr/libexec/qemu-kvm",
+    "/usr/local/bin/qemu-system-x86_64",
+    "/usr/bin/qemu-system-aarch64",
+)
+
+
+def installed_qemu() -> list[Path]:
+    """List the QEMU binaries of the distribution, so that a VM that starts later is traced from its first moment."""
+    found: dict[Path, None] = {}
+    for name in INSTALLED_QEMU:
+        with contextlib.suppress(OSError):
+            path = Path(name).resolve(strict=True)
+            if path.open("rb").read(4) == b"\x7fELF":  # some distributions put a shell script in its place
+                found[path] = None
+    return list(found)
+
+
+def vm_row(row_id: int, one: Process | None, pid: int) -> Vm:
+    """Make the table row of a VM; of one that is gone already, the pid is all there is."""
+    if one is None:
+        return Vm(row_id, pid=pid, name=f"pid-{pid}")
+    exe = ""
+    with contextlib.suppress(OSError):
+        exe = str(one.exe.readlink())
+    return Vm(
+        row_id,
+        pid=pid,
+        name=one.name[:_MAX_TEXT],
+        qemu_path=exe,
+        command_line=[word[:_MAX_TEXT] for word in one.command_line[:1024]],
+        devices=list(one.devices),
+    )
+
+
+_CAPABILITY_LIST = 0x34
+_CAP_MSI, _CAP_MSIX = 0x05, 0x11  # PCI_CAP_ID_MSI, PCI_CAP_ID_MSIX of include/uapi/linux/pci_regs.h
+
+
+def _capabilities(config: bytes) -> set[int] | None:
+    """Walk the capability list of PCI configuration space; None if it could not be read."""
+    if len(config) < 64:
+        return None
+    if not config[0x06] & 0x10:
+        return set()
+    found: set[int] = set()
+    at = config[_CAPABILITY_LIST] & ~3
+    for _ in range(48):
+        if not 0x40 <= at < len(config) - 1:
+            break
+        found.add(config[at])
+        at = config[at + 1] & ~3
+    return found
+
+
+def device_row(row_id: int, bdf: str, sys: Path = SYS) -> Device:
+    """Make the table row of a PCI device, as sysfs shows it now."""
+    folder = sys / "bus/pci/devices" / bdf
+    config = b""
+    with contextlib.suppress(OSError):
+        config = (folder / "config").read_bytes()
+    capabilities = _capabilities(config)
+    driver = ""
+    with contextlib.suppress(OSError):
+        driver = (folder / "driver").readlink().name
+    return Device(
+        row_id,
+        bdf=bdf,
+        vendor_id=_number(folder / "vendor") or 0,
+        device_id=_number(folder / "device") or 0,
+        class_id=_number(folder / "class") or 0,
+        host_irq=_number(folder / "irq") or None,
+        pin=config[0x3D] if len(config) > 0x3D else None,
+        msi=None if capabilities is None else _CAP_MSI in capabilities,
+        msix=None if capabilities is None else _CAP_MSIX in capabilities,
+        driver=driver,
+    )

@@ -1,0 +1,398 @@
+"""A recording: probes, ring, tables of VMs and devices, from the first event to the last, into whatever takes it."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes as ct
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from intxtrace.capture import host
+from intxtrace.capture.program import DEFAULT_RING_BYTES, Probes
+from intxtrace.capture.qemu_functions import find_functions
+from intxtrace.capture.ring import Drain, Events, open_ring
+from intxtrace.errors import IntxtraceError
+from intxtrace.events import RECORD, Flag, Kind, format_address, parse_address
+from intxtrace.trace.tables import Probe, Tables
+
+_HOUSEKEEPING_NS = 500_000_000
+_SIGNAL_FLAGS = Flag.IN_HANDLER | Flag.IN_SET_IRQS | Flag.IN_VIRQFD_INJECT | Flag.IN_CONFIG_UNMASK
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What to trace; empty means everything."""
+
+    devices: frozenset[str] = frozenset()
+    """BDFs."""
+    vms: frozenset[str] = frozenset()
+    """Names."""
+    pids: frozenset[int] = frozenset()
+
+    @property
+    def everything(self) -> bool:
+        """Whether nothing is left out."""
+        return not (self.devices or self.vms or self.pids)
+
+    def takes_vm(self, pid: int, name: str) -> bool:
+        """Whether the VM of this process is wanted."""
+        return not (self.vms or self.pids) or pid in self.pids or name in self.vms
+
+    def takes_device(self, bdf: str) -> bool:
+        """Whether the device is wanted, whoever has it."""
+        return not self.devices or bdf in self.devices
+
+
+@dataclass
+class Counts:
+    """What has come so far."""
+
+    events: int = 0
+    interrupts: int = 0
+    """Signals of INTx eventfds: claimed handler calls, resignals, loopbacks."""
+    lost: int = 0
+
+
+@dataclass
+class _Loss:
+    seen: int = 0
+    since: int = 0
+
+
+@dataclass
+class _Refused:
+    """What belongs to VMs and devices that are not wanted: the kernel drops it, and this what came before it knew."""
+
+    tgids: set[int] = field(default_factory=set)
+    vms: set[int] = field(default_factory=set)
+    devices: set[int] = field(default_factory=set)
+
+
+class Session:
+    """A running recording.
+
+    `tables` grows while it runs. Use as a context manager: leaving it detaches every probe.
+    """
+
+    def __init__(
+        self,
+        selection: Selection | None = None,
+        *,
+        bar: str = "count",
+        ring_bytes: int = DEFAULT_RING_BYTES,
+        say: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        """Attach the probes.
+
+        Args:
+            selection: what to trace, by default everything.
+            bar: how trapped BAR accesses are recorded: `count`, `all`, `none`.
+            ring_bytes: size of the ring, a power of two.
+            say: takes sentences about what is going on.
+
+        Raises:
+            IntxtraceError: the host cannot be traced, or what is to be traced does not exist.
+        """
+        self._selection = selection or Selection()
+        self._bar = bar
+        self._say = say
+        self.tables = Tables()
+        self.counts = Counts()
+        self._pending: list[Events] = []
+        self._vm_ids: dict[int, int] = {}
+        self._vm_started: dict[int, int | None] = {}
+        self._device_ids: dict[str, int] = {}
+        self._binaries: dict[tuple[int, int], tuple[str, str]] = {}
+        """By device and inode: version and build-id of the QEMU binaries that were looked at."""
+        self._losses: dict[int, _Loss] = {}
+        self._offsets: dict[tuple[int, int, int, int, int], int] = {}
+        self._refused = _Refused()
+        self._rows_by_vdev: dict[int, int] = {}
+        self._next_look = 0
+        self._last_look = time.monotonic_ns()
+
+        running = host.processes()
+        self._check_selection(running)
+        self._probes = Probes(bar=bar, ring_bytes=ring_bytes)
+        try:
+            self.tables.probes = self._probes.table
+            self._drain = Drain(open_ring(self._probes.bpf, ring_bytes))
+            for one in running:
+                self._meet(one.pid, one)
+            for path in host.installed_qemu():
+                self._attach_binary(path)
+            now = time.monotonic_ns()
+            self._note(_event(Kind.PROBE, now, aux=row.id, value=1) for row in self.tables.probes if row.state != "missing")
+        except BaseException:
+            self._probes.close()
+            raise
+
+    def _check_selection(self, running: list[host.Process]) -> None:
+        here = ", ".join(f"{one.name} (pid {one.pid})" for one in running) or "none"
+        for name in sorted(self._selection.vms - {one.name for one in running}):
+            # A VM may be given by a name that it has yet to start under.
+            self._say(f"no VM named {name} is running yet (running: {here}); waiting for it to start")
+        for pid in sorted(self._selection.pids - {one.pid for one in running}):
+            raise IntxtraceError(f"process {pid} runs no KVM virtual machine (running: {here}): give another --pid")
+        for bdf in sorted(self._selection.devices):
+            folder = host.SYS / "bus/pci/devices" / bdf
+            if not folder.exists():
+                raise IntxtraceError(f"this host has no PCI device {bdf}: `lspci -D` lists those that it has")
+            driver = host.device_row(0, bdf).driver
+            if not driver.startswith("vfio"):
+                self._say(f"{bdf} is bound to {driver or 'no driver'}, not to vfio-pci: nothing comes until it is")
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._probes.close()
+
+    # ---- events of our own
+
+    def _note(self, events: Iterable[Events]) -> None:
+        self._pending.extend(events)
+
+    # ---- VMs, binaries, devices
+
+    def _attach_binary(self, path: Path) -> None:
+        identity = _identity(path)
+        if identity is None or identity in self._binaries:
+            return
+        self._binaries[identity] = ("", "")
+        try:
+            binary = find_functions(path)
+        except IntxtraceError as error:
+            self._say(f"QEMU's functions are not traced: {error}")
+            self.tables.probes.append(
+                Probe(len(self.tables.probes), name="qemu", target=str(path), reason=str(error))
+            )
+            return
+        rows = self._probes.attach_qemu(binary)
+        now = time.monotonic_ns()
+        self._note(_event(Kind.PROBE, now, aux=row.id, value=1) for row in rows if row.state == "attached")
+        self._binaries[identity] = (binary.version or "", binary.build_id or "")
+
+    def _meet(self, pid: int, one: host.Process | None = None) -> int:
+        """Learn of a VM; return its row."""
+        started = one.started if one else host.start_time(pid)
+        if pid in self._vm_ids and self._vm_started[pid] == started:
+            return self._vm_ids[pid]
+        one = one or host.process(pid)
+        row = host.vm_row(len(self.tables.vms), one, pid)
+        self._vm_ids[pid] = row.id
+        self._vm_started[pid] = started
+        if one is not None:
+            wanted = self._selection.takes_vm(pid, one.name)
+            if self._selection.pids or self._selection.vms:
+                if wanted:
+                    self._allow(pid)
+                else:
+                    self._refuse_process(pid)
+            if wanted:
+                self._attach_binary(one.exe)
+                identity = _identity(one.exe)
+                if identity is not None:
+                    row.qemu_version, row.build_id = self._binaries.get(identity, ("", ""))
+        self.tables.vms.append(row)
+        return row.id
+
+    def _allow(self, pid: int) -> None:
+        self._refused.tgids.discard(pid)
+        with contextlib.suppress(KeyError):
+            del self._probes.bpf["refused_tgids"][ct.c_uint32(pid)]
+
+    def _refuse_process(self, pid: int) -> None:
+        self._refused.tgids.add(pid)
+        self._probes.bpf["refused_tgids"][ct.c_uint32(pid)] = ct.c_uint32(1)
+
+    def _device(self, bdf: str) -> int:
+        if bdf not in self._device_ids:
+            row = host.device_row(len(self.tables.devices), bdf)
+            self._device_ids[bdf] = row.id
+            self.tables.devices.append(row)
+        return self._device_ids[bdf]
+
+    def _learn(self, events: Events) -> Events:
+        """Give the DEVICE and VM events their rows, and drop what belongs to nobody that is wanted."""
+        kinds = events["kind"]
+        for index in np.flatnonzero((kinds == Kind.DEVICE) | (kinds == Kind.VM)):
+            event = events[index]
+            if event["kind"] == Kind.VM:
+                if event["value"] != 1:
+                    continue
+                pid = int(event["aux"])
+                events["aux"][index] = self._meet(pid)
+                if pid in self._refused.tgids:
+                    self._refused.vms.add(int(event["vm"]))
+            else:
+                self._learn_device(events, int(index))
+        for index in np.flatnonzero((kinds == Kind.HANDLER_ENTRY) & (events["arg0"] != 0)):
+            self._host_irq(int(events["device"][index]), int(events["arg0"][index]))
+        if self._refused.tgids or self._refused.devices:
+            events = self._without_refused(events)
+        return events
+
+    def _learn_device(self, events: Events, index: int) -> None:
+        event = events[index]
+        bdf = format_address(int(event["arg0"]))
+        vdev = int(event["device"])
+        owner = int(event["tgid"])
+        wanted = self._selection.takes_device(bdf)
+        if wanted and (self._selection.vms or self._selection.pids):
+            holders = [one for one in host.processes() if bdf in one.devices]
+            wanted = any(self._selection.takes_vm(one.pid, one.name) for one in holders) or not holders
+        if not wanted:
+            self._refused.devices.add(vdev)
+            self._probes.bpf["refused_addresses"][ct.c_uint32(parse_address(bdf))] = ct.c_uint32(1)
+            table = self._probes.bpf["devices"]
+            with contextlib.suppress(KeyError):
+                leaf = table[ct.c_uint64(vdev)]
+                leaf.refused = 1
+                table[ct.c_uint64(vdev)] = leaf
+            return
+        self._refused.devices.discard(vdev)
+        row = self._device(bdf)
+        events["aux"][index] = row
+        self._rows_by_vdev[vdev] = row
+        if owner in self._vm_ids:
+            self.tables.devices[row].vm_pid = owner
+
+    def _host_irq(self, vdev: int, irq: int) -> None:
+        row = self._rows_by_vdev.get(vdev)
+        if row is not None and self.tables.devices[row].host_irq != irq:
+            self.tables.devices[row].host_irq = irq
+
+    def _without_refused(self, events: Events) -> Events:
+        keep = np.ones(len(events), bool)
+        qemu = (events["kind"] >= Kind.QEMU_INTERRUPT) & (events["kind"] <= Kind.QEMU_RESAMPLE_NOTIFY)
+        for name, values in (("vm", self._refused.vms), ("device", self._refused.devices)):
+            if values:
+                keep &= ~np.isin(events[name], np.fromiter(values, np.uint64, len(values)))
+        if self._refused.tgids:
+            tgids = np.fromiter(self._refused.tgids, np.uint32, len(self._refused.tgids))
+            # In a handler the current task is whoever was interrupted: only calls made by the process itself count.
+            by_process = qemu | np.isin(
+                events["kind"],
+                [Kind.SET_IRQS_ENTRY, Kind.SET_IRQS_EXIT, Kind.KVM_IRQFD_ENTRY, Kind.KVM_IRQFD_EXIT, Kind.EVENTFD_READ],
+            )
+            keep &= ~(by_process & np.isin(events["tgid"], tgids))
+        return events[keep]
+
+    # ---- the stream
+
+    def take(self, *, last: bool = False) -> Events:
+        """Return the events since the last call, in order of time."""
+        now = time.monotonic_ns()
+        if last or now >= self._next_look:
+            self._next_look = now + _HOUSEKEEPING_NS
+            self._housekeep(now, last=last)
+        extra = np.concatenate(self._pending) if self._pending else None
+        self._pending.clear()
+        events = self._drain.take(extra, everything=last)
+        if len(events):
+            events = self._learn(events)
+        self.counts.events += len(events)
+        kinds = events["kind"]
+        in_call = events["flags"] & np.uint32(_SIGNAL_FLAGS)
+        self.counts.interrupts += int(np.count_nonzero((kinds == Kind.EVENTFD_SIGNAL) & (in_call != 0)))
+        return events
+
+    def stop(self) -> Events:
+        """Detach the probes and return the rest of the events."""
+        self._probes.stop()
+        return self.take(last=True)
+
+    def _housekeep(self, now: int, *, last: bool) -> None:
+        self._count_losses(now)
+        if self._bar != "none":
+            self._take_bar_counts(now, last=last)
+        for pid, row in list(self._vm_ids.items()):
+            if host.start_time(pid) != self._vm_started[pid]:
+                del self._vm_ids[pid]
+                for vm in self._vms_of(pid):
+                    self._note([_event(Kind.VM, now, aux=row, vm=vm, tgid=pid)])
+
+    def _vms_of(self, pid: int) -> list[int]:
+        """The KVM objects that a process made; forgets them."""
+        table = self._probes.bpf["vms"]
+        found = [int(key.value) for key, leaf in table.items() if leaf.value == pid]
+        for vm in found:
+            with contextlib.suppress(KeyError):
+                del table[ct.c_uint64(vm)]
+        with contextlib.suppress(KeyError):
+            del self._probes.bpf["vm_of"][ct.c_uint32(pid)]
+        return found
+
+    def _count_losses(self, now: int) -> None:
+        lost: list[tuple[int, int, int]] = []
+        for key, cpus in self._probes.bpf["losses"].items():
+            total = sum(cpu.count for cpu in cpus)
+            known = self._losses.setdefault(key.value, _Loss())
+            if total > known.seen:
+                first = min(cpu.first for cpu in cpus if cpu.count) if not known.seen else known.since
+                lost.append((key.value, first, total - known.seen))
+                known.seen = total
+            known.since = now
+        lost += [(kind, self._last_look, count) for kind, count in self._probes.misses()]
+        self._last_look = now
+        for kind, first, count in lost:
+            self.counts.lost += count
+            self._note([_event(Kind.LOST, now, aux=kind, arg0=first, arg1=count)])
+
+    def _take_bar_counts(self, now: int, *, last: bool) -> None:
+        for key, leaf in self._probes.bpf["offsets"].items():
+            at = (key.tgid, key.device, key.region, key.number, key.offset)
+            count = leaf.value - self._offsets.get(at, 0)
+            if count:
+                self._offsets[at] = leaf.value
+                self._note(
+                    [
+                        _event(
+                            Kind.QEMU_REGION_OFFSETS,
+                            now,
+                            tgid=key.tgid,
+                            device=key.device,
+                            link=key.region,
+                            aux=key.number & 0x7FFFFFFF,
+                            value=key.number >> 31,
+                            arg0=key.offset,
+                            arg1=count,
+                        )
+                    ]
+                )
+        if last:
+            for key, leaf in self._probes.bpf["bars"].items():
+                if leaf.reads or leaf.writes:
+                    self._note(
+                        [
+                            _event(
+                                Kind.QEMU_REGION_COUNT,
+                                now,
+                                tgid=int(key.tgid),
+                                device=key.device,
+                                arg0=leaf.reads,
+                                arg1=leaf.writes,
+                            )
+                        ]
+                    )
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    with contextlib.suppress(OSError):
+        status = path.stat()
+        return status.st_dev, status.st_ino
+    return None
+
+
+def _event(kind: Kind, ts: int, **values: int) -> Events:
+    event = np.zeros(1, RECORD)
+    event["kind"] = int(kind)
+    event["ts"] = ts
+    for name, value in values.items():
+        event[name] = value
+    return event
