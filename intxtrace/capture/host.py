@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import re
 from dataclasses import dataclass
@@ -55,7 +56,7 @@ def guest_name(command_line: tuple[str, ...]) -> str:
 
     In QEMU's option syntax a comma in a value is doubled.
     """
-    for option, value in zip(command_line, command_line[1:], strict=False):
+    for option, value in itertools.pairwise(command_line):
         if option in ("-name", "--name"):
             parts = [part.replace("\0", ",") for part in value.replace(",,", "\0").split(",")]
             for part in parts:
@@ -115,11 +116,8 @@ def _runs_vm(folder: Path) -> bool:
 
 def processes(proc: Path = PROC, sys: Path = SYS) -> list[Process]:
     """List the processes that hold a KVM virtual machine, by pid."""
-    found = []
-    for folder in proc.iterdir():
-        if folder.name.isdigit() and _runs_vm(folder) and (one := process(int(folder.name), proc, sys)):
-            found.append(one)
-    return sorted(found, key=lambda one: one.pid)
+    pids = sorted(int(folder.name) for folder in proc.iterdir() if folder.name.isdigit() and _runs_vm(folder))
+    return [one for pid in pids if (one := process(pid, proc, sys))]
 
 
 INSTALLED_QEMU = (

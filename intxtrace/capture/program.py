@@ -159,6 +159,7 @@ class Planner:
         if planned is None:
             row.state = "missing"
             row.reason = spec.optional or reason
+            row.optional = bool(spec.optional)
             return
         plan.programs[spec.name] = planned
         row.method = planned[0].method
@@ -466,10 +467,16 @@ class Probes:
                 else:
                     os.close(held.link)
             if held.kprobe:
-                # Only kernels without the perf kprobe type (before 4.17) made a named event; then it is removed.
-                detach = self._bcc.lib.bpf_detach_uprobe if "_q_" in held.kprobe else self._bcc.lib.bpf_detach_kprobe
-                detach(held.kprobe.encode())
+                self._remove_event(held.kprobe)
             os.close(held.program)
+
+    def _remove_event(self, name: str) -> None:
+        """Remove the named event that bcc makes in tracefs where perf_event_open refuses a probe."""
+        lib = self._bcc.lib
+        for file, remove in (("kprobe_events", lib.bpf_detach_kprobe), ("uprobe_events", lib.bpf_detach_uprobe)):
+            with contextlib.suppress(OSError):
+                if name in (Path("/sys/kernel/tracing") / file).read_text():
+                    remove(name.encode())
 
     def stop(self) -> None:
         """Detach every probe; the maps and the count of missed runs stay readable."""

@@ -84,6 +84,7 @@ class Session:
         *,
         bar: str = "count",
         ring_bytes: int = DEFAULT_RING_BYTES,
+        wait: bool = False,
         say: Callable[[str], None] = lambda _: None,
     ) -> None:
         """Attach the probes.
@@ -92,6 +93,7 @@ class Session:
             selection: what to trace, by default everything.
             bar: how trapped BAR accesses are recorded: `count`, `all`, `none`.
             ring_bytes: size of the ring, a power of two.
+            wait: what is to be traced need not run yet.
             say: takes sentences about what is going on.
 
         Raises:
@@ -116,35 +118,47 @@ class Session:
         self._last_look = time.monotonic_ns()
 
         running = host.processes()
-        self._check_selection(running)
+        self._check_selection(running, wait)
         self._probes = Probes(bar=bar, ring_bytes=ring_bytes)
         try:
             self.tables.probes = self._probes.table
+            self._check_probes()
             self._drain = Drain(open_ring(self._probes.bpf, ring_bytes))
             for one in running:
                 self._meet(one.pid, one)
             for path in host.installed_qemu():
                 self._attach_binary(path)
             now = time.monotonic_ns()
-            self._note(_event(Kind.PROBE, now, aux=row.id, value=1) for row in self.tables.probes if row.state != "missing")
+            self._note(
+                _event(Kind.PROBE, now, aux=row.id, value=1) for row in self.tables.probes if row.state != "missing"
+            )
         except BaseException:
             self._probes.close()
             raise
 
-    def _check_selection(self, running: list[host.Process]) -> None:
+    def _check_selection(self, running: list[host.Process], wait: bool) -> None:
         here = ", ".join(f"{one.name} (pid {one.pid})" for one in running) or "none"
+        if not running and not wait:
+            raise IntxtraceError("no KVM virtual machine is running on this host: start one, or give --wait")
         for name in sorted(self._selection.vms - {one.name for one in running}):
-            # A VM may be given by a name that it has yet to start under.
-            self._say(f"no VM named {name} is running yet (running: {here}); waiting for it to start")
+            if not wait:
+                raise IntxtraceError(f"no VM named {name} is running (running: {here}): start it, or give --wait")
         for pid in sorted(self._selection.pids - {one.pid for one in running}):
             raise IntxtraceError(f"process {pid} runs no KVM virtual machine (running: {here}): give another --pid")
         for bdf in sorted(self._selection.devices):
-            folder = host.SYS / "bus/pci/devices" / bdf
-            if not folder.exists():
+            if not (host.SYS / "bus/pci/devices" / bdf).exists():
                 raise IntxtraceError(f"this host has no PCI device {bdf}: `lspci -D` lists those that it has")
             driver = host.device_row(0, bdf).driver
-            if not driver.startswith("vfio"):
-                self._say(f"{bdf} is bound to {driver or 'no driver'}, not to vfio-pci: nothing comes until it is")
+            if not driver.startswith("vfio") and not wait:
+                raise IntxtraceError(
+                    f"{bdf} is bound to {driver or 'no driver'}, not to vfio-pci: pass it through first, or give --wait"
+                )
+
+    def _check_probes(self) -> None:
+        for name, module in (("vfio_intx_handler", "vfio-pci"), ("irqfd_wakeup", "kvm")):
+            row = next(row for row in self.tables.probes if row.name == name)
+            if row.state == "missing":
+                raise IntxtraceError(f"{row.reason}: if {module} is not loaded yet, `modprobe {module}` and try again")
 
     def __enter__(self) -> Session:
         return self
@@ -168,9 +182,7 @@ class Session:
             binary = find_functions(path)
         except IntxtraceError as error:
             self._say(f"QEMU's functions are not traced: {error}")
-            self.tables.probes.append(
-                Probe(len(self.tables.probes), name="qemu", target=str(path), reason=str(error))
-            )
+            self.tables.probes.append(Probe(len(self.tables.probes), name="qemu", target=str(path), reason=str(error)))
             return
         rows = self._probes.attach_qemu(binary)
         now = time.monotonic_ns()

@@ -48,6 +48,8 @@ class Probe(Row):
     """How the target was found: `btf`, `kallsyms`, `dynsym`, `trace-variable`, …"""
     reason: str = ""
     """Where it is missing or a fallback: why."""
+    optional: bool = False
+    """Kernels without what it watches are normal."""
 
 
 @dataclass

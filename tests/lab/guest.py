@@ -204,9 +204,7 @@ def _argv(path: str, bdf: str, kernel: Kernel, work: Path, qemu: str, options: t
     ]  # fmt: skip
 
 
-def _run(
-    argv: list[str], path: str, name: str, bdf: str, irq: int, kernel: Kernel, work: Path, qemu: str
-) -> Truth:
+def _run(argv: list[str], path: str, name: str, bdf: str, irq: int, kernel: Kernel, work: Path, qemu: str) -> Truth:
     before = host_count(irq)
     begun_at = time.monotonic_ns()
     with (work / "qemu.stderr").open("wb") as stderr, (work / "serial.log").open("wb") as serial:

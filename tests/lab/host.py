@@ -43,8 +43,7 @@ DEVICES = (
 
 # panic=-1 with -no-reboot: a panic, or an oops that a probe caused, ends QEMU at once instead of hanging.
 COMMAND_LINE = (
-    "console=ttyS0 rdinit=/init intel_iommu=on iommu=nopt mitigations=off tsc=reliable "
-    "panic=-1 oops=panic loglevel=5"
+    "console=ttyS0 rdinit=/init intel_iommu=on iommu=nopt mitigations=off tsc=reliable panic=-1 oops=panic loglevel=5"
 )
 
 INIT = """#!/bin/busybox sh
@@ -282,9 +281,7 @@ def _qemu(kernel: Kernel, initramfs: Path, share: Path):  # type: ignore[no-unty
         "-serial", f"file:{share / 'console.log'}", *DEVICES,
     ]  # fmt: skip
     with tempfile.TemporaryFile() as said:
-        process = subprocess.Popen(
-            argv, stdin=subprocess.DEVNULL, stdout=said, stderr=said, start_new_session=True
-        )
+        process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=said, stderr=said, start_new_session=True)
         try:
             yield process
         finally:

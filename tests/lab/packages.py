@@ -122,7 +122,9 @@ def ensure_kernel(series: str) -> Kernel:
 def _fetch_kernel(series: str, work: Path, root: Path) -> None:
     apt = PrivateApt(work / "apt", KERNELS[series])
     _retry(apt.update)
-    names = apt.closure(["linux-image-amd64", "linux-headers-amd64"], ("linux-image-", "linux-headers-", "linux-kbuild-"))
+    names = apt.closure(
+        ["linux-image-amd64", "linux-headers-amd64"], ("linux-image-", "linux-headers-", "linux-kbuild-")
+    )
     debs = work / "debs"
     debs.mkdir()
     _retry(lambda: apt.download(names, debs))

@@ -1,0 +1,190 @@
+"""`intxtrace record`: live capture to a trace file."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from intxtrace.capture.recording import Stop
+    from intxtrace.capture.session import Counts, Selection, Session
+
+EPILOG = """Examples:
+
+    intxtrace record
+
+    intxtrace record -o slow.intx --vm win10 --duration 30s
+
+    intxtrace record --device 0000:01:00.0 --max-interrupts 10000
+
+    intxtrace record -- virsh start win10"""
+
+_UNITS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "": 1.0}
+_SIZES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+
+
+def record(
+    command: Annotated[
+        list[str] | None, typer.Argument(metavar="[-- CMD...]", help="Record while this command runs.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Trace file. Default: intxtrace-DATE-TIME.intx here.")
+    ] = None,
+    vm: Annotated[list[str] | None, typer.Option(help="Only VMs of this name; may be repeated.")] = None,
+    pid: Annotated[list[int] | None, typer.Option(help="Only the VM of this process; may be repeated.")] = None,
+    device: Annotated[list[str] | None, typer.Option(help="Only the device at this PCI address (BDF).")] = None,
+    duration: Annotated[str | None, typer.Option(help="End after this time: 500ms, 30s, 5m, 2h.")] = None,
+    max_interrupts: Annotated[int | None, typer.Option(min=1, help="End after this many interrupts.")] = None,
+    bar: Annotated[
+        str, typer.Option(help="Trapped BAR accesses: count them in the kernel, record all of them, or none.")
+    ] = "count",
+    ring_size: Annotated[
+        str, typer.Option(help="Size of the ring between kernel and recorder, a power of two.")
+    ] = "16M",
+    wait: Annotated[bool, typer.Option("--wait", help="Also when no such VM runs yet: wait for it.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the trace file.")] = False,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print nothing but errors.")] = False,
+) -> None:
+    """Record the INTx interrupts of this host's VMs to a trace file. Needs root and bcc.
+
+    Finds the VMs and their passed-through devices by itself, and takes VMs that start or stop meanwhile. Ctrl-C ends
+    it and keeps everything.
+    """
+    from intxtrace.capture.recording import Stop
+    from intxtrace.errors import IntxtraceError
+
+    seconds = _duration(duration) if duration else None
+    ring_bytes = _size(ring_size)
+    selection = _selection(vm, pid, device)
+    if bar not in ("count", "all", "none"):
+        raise IntxtraceError(f"--bar takes count, all or none, not {bar!r}")
+    if os.geteuid() != 0:
+        raise IntxtraceError("recording loads probes into the kernel and needs root: run this with sudo")
+    if output is None:
+        output = Path(time.strftime("intxtrace-%Y%m%d-%H%M%S.intx"))
+    if not force and os.path.lexists(output):
+        raise IntxtraceError(f"{output} exists: give another -o, or --force to overwrite it")
+
+    from intxtrace.capture.session import Session
+
+    def say(sentence: str) -> None:
+        if not quiet:
+            print(f"intxtrace: {sentence}", file=sys.stderr, flush=True)
+
+    stop = Stop()
+    waits = wait or bool(command)
+    with stop.listening(), Session(selection, bar=bar, ring_bytes=ring_bytes, wait=waits, say=say) as session:
+        status = _record(session, stop, command or [], output, seconds, max_interrupts, force, _CounterLine(quiet), say)
+    raise typer.Exit(status)
+
+
+def _record(
+    session: Session,
+    stop: Stop,
+    command: list[str],
+    output: Path,
+    seconds: float | None,
+    max_interrupts: int | None,
+    force: bool,
+    line: _CounterLine,
+    say: Callable[[str], None],
+) -> int:
+    from intxtrace.capture.recording import Limits, record
+    from intxtrace.errors import IntxtraceError
+    from intxtrace.trace.metadata import Metadata
+    from intxtrace.trace.writer import TraceWriter
+
+    for row in session.tables.probes:
+        if row.state == "missing" and row.reason and not row.optional:
+            say(f"not traced: {row.name}: {row.reason}")
+    child: subprocess.Popen[bytes] | None = None
+    with TraceWriter(output, Metadata.of_this_host(["intxtrace", *sys.argv[1:]]), force) as writer:
+        writer.write(session.take(), session.tables)
+        say(f"recording to {output}; Ctrl-C ends it")
+        if command:
+            try:
+                child = subprocess.Popen(command)
+            except OSError as error:
+                raise IntxtraceError(f"cannot run {command[0]}: {error.strerror}") from error
+        try:
+            reason = record(session, writer, Limits(seconds, max_interrupts, child), stop, line.show)
+        finally:
+            line.end()
+        counts = session.counts
+        say(
+            f"{reason}: {counts.interrupts:,} interrupts in {counts.events:,} events, {counts.lost:,} lost; "
+            f"wrote {output} ({writer.size:,} bytes)"
+        )
+        if not counts.interrupts:
+            say("no interrupt was seen: no VM had a device on INTx, or it was quiet")
+    if child is not None and child.poll() is None:
+        say(f"the command still runs (pid {child.pid})")
+    return child.returncode if child is not None and child.returncode is not None and child.returncode > 0 else 0
+
+
+class _CounterLine:
+    """The live line on a terminal."""
+
+    def __init__(self, quiet: bool) -> None:
+        self._on = not quiet and sys.stderr.isatty()
+        self._begun = time.monotonic()
+        self._last = (self._begun, 0)
+        self._shown = False
+
+    def show(self, counts: Counts) -> None:
+        if not self._on:
+            return
+        now = time.monotonic()
+        then, before = self._last
+        rate = (counts.interrupts - before) / (now - then) if now > then else 0.0
+        self._last = (now, counts.interrupts)
+        text = (
+            f"{now - self._begun:6.0f} s  {counts.interrupts:,} interrupts ({rate:,.0f}/s)  "
+            f"{counts.events:,} events  {counts.lost:,} lost"
+        )
+        print(f"\r\033[K{text[:79]}", end="", file=sys.stderr, flush=True)
+        self._shown = True
+
+    def end(self) -> None:
+        if self._shown:
+            print(file=sys.stderr, flush=True)
+
+
+def _duration(text: str) -> float:
+    from intxtrace.errors import IntxtraceError
+
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|)", text.strip())
+    if not match or float(match[1]) == 0:
+        raise IntxtraceError(f"--duration takes a time such as 500ms, 30s, 5m or 2h, not {text!r}")
+    return float(match[1]) * _UNITS[match[2]]
+
+
+def _size(text: str) -> int:
+    from intxtrace.errors import IntxtraceError
+
+    match = re.fullmatch(r"(\d+)([KMG]?)", text.strip())
+    size = int(match[1]) * _SIZES[match[2]] if match else 0
+    if not (1 << 16 <= size <= 1 << 30) or size & (size - 1):
+        raise IntxtraceError(f"--ring-size takes a power of two from 64K to 1G, not {text!r}")
+    return size
+
+
+def _selection(vms: list[str] | None, pids: list[int] | None, devices: list[str] | None) -> Selection:
+    from intxtrace.capture.session import Selection
+    from intxtrace.errors import IntxtraceError
+    from intxtrace.events import format_address, parse_address
+
+    try:
+        addresses = frozenset(format_address(parse_address(bdf)) for bdf in devices or ())
+    except ValueError as error:
+        raise IntxtraceError(f"--device: {error}") from error
+    return Selection(addresses, frozenset(vms or ()), frozenset(pids or ()))
