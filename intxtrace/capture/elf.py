@@ -156,7 +156,7 @@ class ElfImage:
         return data
 
     def file_offset(self, address: int, size: int = 1) -> int | None:
-        """File offset (what a uprobe needs) of `size` bytes at a virtual address; None when not in the file."""
+        """File offset (as a uprobe needs) of `size` bytes at a virtual address; None when not in the file."""
         for segment in self.segments:
             if (
                 segment.kind == "PT_LOAD"

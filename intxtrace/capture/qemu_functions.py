@@ -165,9 +165,10 @@ def find_functions(path: Path) -> QemuBinary:
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise IntxtraceError(f"{path} cannot be read: {reason}; check the path and run as root.") from error
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise IntxtraceError(f"{path} is not a regular file; give the QEMU binary itself.")
     with os.fdopen(descriptor, "rb") as stream:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise IntxtraceError(f"{path} is not a regular file; give the QEMU binary itself.")
         return _search(ElfImage(stream, str(path)), path)
 
 
