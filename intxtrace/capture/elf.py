@@ -11,7 +11,7 @@ from __future__ import annotations
 import lzma
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from typing import BinaryIO
@@ -27,8 +27,10 @@ from intxtrace.errors import IntxtraceError
 _MAX_SEGMENTS = 128
 _MAX_SECTIONS = 4096
 _MAX_PIECE = 64 << 20
+_MAX_CODE = 32 << 20
 _MAX_STRINGS = 32 << 20
 _MAX_NOTES = 4 << 20
+_MAX_MATCHES = 4096
 _MAX_DEBUGDATA = 128 << 20
 _MAX_ADDRESS = 1 << 47  # end of the x86-64 and arm64 user address space
 
@@ -119,7 +121,7 @@ class ElfImage:
         )
         if any(s.address + s.file_size > _MAX_ADDRESS or s.offset > _MAX_ADDRESS for s in table):
             raise self.malformed("a segment lies outside of the address space")
-        if sum(s.file_size for s in table if s.executable) > _MAX_PIECE:
+        if sum(s.file_size for s in table if s.executable) > _MAX_CODE:
             raise self.malformed("more code than any QEMU has")
         sections = [
             Section(str(s["sh_type"]), s["sh_offset"], s["sh_addr"], s["sh_size"], s["sh_link"]) for s in headers
@@ -149,7 +151,7 @@ class ElfImage:
         return data
 
     def file_offset(self, address: int, size: int = 1) -> int | None:
-        """File offset (what a uprobe needs) of `size` bytes at a virtual address; None when not in the file."""
+        """File offset (as a uprobe needs) of `size` bytes at a virtual address; None when not in the file."""
         for segment in self.segments:
             if segment.kind == "PT_LOAD" and segment.address <= address <= segment.address + segment.file_size - size:
                 return address - segment.address + segment.offset
@@ -170,8 +172,8 @@ class ElfImage:
             return None
         return self.read(section.offset, section.size)
 
-    def symbols(self, table: str, pattern: re.Pattern[bytes]) -> list[Symbol]:
-        """Defined functions and variables of `.dynsym` or `.symtab` whose whole name matches a pattern."""
+    def symbols(self, table: str, stems: Sequence[str], rest: re.Pattern[bytes]) -> list[Symbol]:
+        """Functions and variables of `.dynsym` or `.symtab` whose whole name is a stem and then `rest`."""
         section = self.sections.get(table)
         if section is None or section.link >= len(self._sections) or section.kind == "SHT_NOBITS":
             return []
@@ -179,20 +181,18 @@ class ElfImage:
         if names.kind == "SHT_NOBITS" or names.size > _MAX_STRINGS:
             return []
         strings = self.read(names.offset, names.size)
+        wanted = {at: name for stem in stems for at, name in _occurrences(strings, stem.encode(), rest)}
         rows = np.frombuffer(self.read(section.offset, section.size - section.size % _SYMBOL.itemsize), dtype=_SYMBOL)
-        # A name may be the tail of a longer one (the linker merges them), so a match may begin anywhere.
-        wanted = {m.start(): m.group(1) for m in re.finditer(rb"(?=((?:%b))\0)" % pattern.pattern, strings)}
         kind = rows["info"] & 0xF
-        rows = rows[np.isin(rows["name"], list(wanted)) & (rows["shndx"] != 0) & ((kind == 1) | (kind == 2))]
+        rows = rows[
+            np.isin(rows["name"], list(wanted))
+            & (rows["shndx"] != 0)
+            & ((kind == 1) | (kind == 2))
+            & (rows["value"] < _MAX_ADDRESS)
+        ]
         return [
-            Symbol(
-                wanted[int(r["name"])].decode("ascii"),
-                int(r["value"]),
-                int(r["size"]),
-                int(r["info"]) & 15 == 2,
-            )
-            for r in rows
-            if r["value"] < _MAX_ADDRESS
+            Symbol(wanted[int(r["name"])], int(r["value"]), int(r["size"]), int(r["info"]) & 0xF == 2)
+            for r in rows[:_MAX_MATCHES]
         ]
 
     def notes(self, name: str) -> Iterator[tuple[int, bytes, bytes]]:
@@ -284,3 +284,15 @@ class ElfImage:
             data = np.frombuffer(self.read(segment.offset, segment.file_size), np.uint8)
             for at in range(0, len(data), step):
                 yield segment.address + at, data[at : at + step + overlap]
+
+
+def _occurrences(strings: bytes, stem: bytes, rest: re.Pattern[bytes]) -> Iterator[tuple[int, str]]:
+    """(offset, name) of names in a string table; one may be the tail of a longer one, linkers merge them."""
+    at = -1
+    for _ in range(_MAX_MATCHES):
+        at = strings.find(stem, at + 1)
+        if at < 0:
+            return
+        match = rest.match(strings, at + len(stem))
+        if match is not None and strings[match.end() : match.end() + 1] == b"\0":
+            yield at, strings[at : match.end()].decode("ascii")

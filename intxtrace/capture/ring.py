@@ -101,15 +101,19 @@ class CallbackRing:
     _HOLD_NS = 100_000_000
     """bcc does not tell where it stopped, so a record may be this late."""
 
+    _LIMIT = 1 << 16
+    """Records a call: bcc goes on for as long as more come."""
+
     def __init__(self, bpf: Any) -> None:
         """Open the ring `events` of a bcc.BPF object."""
         self._bpf = bpf
         self._parts: list[bytes] = []
+        self._safe_at = 0
         size = RECORD.itemsize
 
         def receive(_context: int, data: int, _size: int) -> int:
             self._parts.append(ct.string_at(data, size))
-            return 0
+            return 0 if len(self._parts) < self._LIMIT else -1
 
         bpf["events"].open_ring_buffer(receive)
 
@@ -118,8 +122,10 @@ class CallbackRing:
         now = time.monotonic_ns()
         self._bpf.ring_buffer_consume()
         events = np.frombuffer(b"".join(self._parts), RECORD).copy()
+        if len(self._parts) < self._LIMIT:
+            self._safe_at = now - self._HOLD_NS
         self._parts.clear()
-        return events, now - self._HOLD_NS
+        return events, self._safe_at
 
     def close(self) -> None:
         """See `Source.close`."""
