@@ -220,7 +220,8 @@ def _argv(path: str, bdf: str, kernel: Kernel, work: Path, qemu: str, options: t
     machine, device = PATHS[path]
     return [
         qemu, "-name", f"guest=lab-{path},debug-threads=on", "-nodefaults", "-no-user-config", "-no-reboot",
-        "-display", "none", "-accel", "kvm", "-cpu", "host", "-M", f"q35,{machine}", "-smp", "1", "-m", "256M",
+        "-display", "none", "-accel", "kvm", "-cpu", "host", "-M", f"q35,{machine}",
+        "-smp", "1", "-m", "256M",
         "-kernel", str(kernel.image), "-initrd", str(work / "initramfs"),
         "-append", GUEST_COMMAND_LINE,
         "-device", f"vfio-pci,host={bdf},addr=0x5,rombar=0{device}", "-serial", "stdio",

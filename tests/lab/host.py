@@ -3,7 +3,7 @@
 L1's root is this machine's root file system, read-only over virtio-9p under a tmpfs overlay: what is
 installed here is there, with the same paths, and nothing written there comes back. Only the share does: a
 writable folder of L0, mounted at SHARE in L1. In the share afterwards: `console.log` (kernel messages),
-`output.log` (the script's output) and what the script wrote.
+`output.log` (the script's output), `qemu.stderr` and what the script wrote.
 """
 
 from __future__ import annotations
@@ -147,6 +147,8 @@ def run_host(
         lab = share / ".lab"
         shutil.rmtree(lab, ignore_errors=True)
         lab.mkdir()
+        for old in ("console.log", "output.log"):
+            (share / old).unlink(missing_ok=True)
         _write_scripts(lab, text, unpacked, environment or {})
         try:
             _write_initramfs(lab / "initramfs", unpacked)
@@ -170,8 +172,9 @@ def _wait_ready(process: subprocess.Popen[bytes], share: Path, last: bool) -> fl
         if ended or time.monotonic() - begun > BOOT_SECONDS:
             what = "ended while booting" if ended else f"was not ready after {BOOT_SECONDS:.0f} s"
             if last:
-                raise HostError(f"L1 {what}, {BOOT_ATTEMPTS} times. {_tail(share / 'console.log')}")
-            (share / "console.log").replace(share / "console.failed-boot.log")
+                raise HostError(f"L1 {what}, {BOOT_ATTEMPTS} times. {_tail(share)}")
+            with contextlib.suppress(FileNotFoundError):  # QEMU itself may have refused to start
+                (share / "console.log").replace(share / "console.failed-boot.log")
             return None
         time.sleep(0.05)
     return time.monotonic() - begun
@@ -190,10 +193,10 @@ def _wait_status(
         if done:
             break
         if time.monotonic() > deadline:
-            raise HostError(f"L1's script did not end in {timeout:.0f} s. {_tail(share / 'console.log')}")
+            raise HostError(f"L1's script did not end in {timeout:.0f} s. {_tail(share)}")
         time.sleep(0.1)
     if not status.exists():
-        raise HostError(f"L1 died while the script ran. {_tail(share / 'console.log')}")
+        raise HostError(f"L1 died while the script ran. {_tail(share)}")
     with contextlib.suppress(subprocess.TimeoutExpired):  # the result is complete; QEMU is killed in any case
         process.wait(POWEROFF_SECONDS)
     return int(status.read_text())
@@ -213,13 +216,17 @@ def _pass_on(path: Path, start: int, on_output: Callable[[str], None] | None, fl
     return start + len(data)
 
 
-def _tail(console: Path, lines: int = 12) -> str:
-    """What the console says: from a panic, oops or lockup on, else its end."""
+def _tail(share: Path, lines: int = 12) -> str:
+    """What the console says, from shortly before a panic, oops or lockup on, else its end; and QEMU's own word."""
+    console, stderr = share / "console.log", share / "qemu.stderr"
     said = console.read_text(errors="replace").splitlines() if console.exists() else []
     trouble = re.compile(r"Kernel panic|BUG:|Oops|general protection|soft lockup|rcu.*stall|Out of memory")
-    first = next((i for i, line in enumerate(said) if trouble.search(line)), max(len(said) - lines, 0))
-    shown = "\n".join(said[first : first + 3 * lines])
-    return f"Its console ({console}):\n{shown}"
+    first = next((i - 5 for i, line in enumerate(said) if trouble.search(line)), len(said) - lines)
+    shown = said[max(first, 0) :][: 3 * lines]
+    shown += [
+        line for line in stderr.read_text(errors="replace").splitlines() if "TCG doesn't support" not in line
+    ]
+    return f"Its console ({console}):\n" + "\n".join(shown)
 
 
 def _write_scripts(lab: Path, script: str, kernel: Kernel, environment: Mapping[str, str]) -> None:
@@ -282,9 +289,9 @@ def _qemu(kernel: Kernel, initramfs: Path, share: Path) -> Iterator[subprocess.P
         "-device", "virtio-9p-pci,fsdev=root,mount_tag=root",
         "-fsdev", f"local,id=share,path={escaped},{nine}",
         "-device", "virtio-9p-pci,fsdev=share,mount_tag=share",
-        "-serial", f"file:{escaped}/console.log", *DEVICES,
+        "-chardev", f"file,id=console,path={escaped}/console.log", "-serial", "chardev:console", *DEVICES,
     ]  # fmt: skip
-    with tempfile.TemporaryFile() as said:
+    with (share / "qemu.stderr").open("wb") as said:
         process = subprocess.Popen(
             argv, stdin=subprocess.DEVNULL, stdout=said, stderr=said, start_new_session=True
         )
@@ -294,8 +301,3 @@ def _qemu(kernel: Kernel, initramfs: Path, share: Path) -> Iterator[subprocess.P
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-            said.seek(0)
-            message = said.read().decode(errors="replace")
-            if message:
-                with (share / "console.log").open("a") as console:
-                    console.write(f"\n--- QEMU said:\n{message}")

@@ -104,6 +104,8 @@ def ensure_kernel(series: str) -> Kernel:
     folder = cache / f"kernel-{series}"
     with _locked(cache / "lock"):
         if not folder.exists():
+            for killed in cache.glob(f"kernel-{series}.part-*"):
+                shutil.rmtree(killed)
             with tempfile.TemporaryDirectory(dir=cache, prefix=f"kernel-{series}.part-") as part:
                 root = Path(part) / "root"
                 _fetch_kernel(series, Path(part), root)

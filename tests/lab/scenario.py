@@ -71,7 +71,11 @@ def run_scenario(
     timeout: float = 900.0,
     on_output: Callable[[str], None] | None = None,
 ) -> ScenarioResult:
-    """L0: boot L1, play the scenario in it, give back the truths. LabError when `out` is not empty or anything failed in L1."""
+    """L0: boot L1, play the scenario in it, give back the truths.
+
+    Raises LabError when `out` is not empty, or when anything failed in L1.
+    """
+    names = _names(scenario)
     out = out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     if any(out.iterdir()):
@@ -81,7 +85,7 @@ def run_scenario(
     if result.status != 0:
         end = "\n".join(result.output.read_text(errors="replace").splitlines()[-60:])
         raise LabError(f"The scenario failed in L1 ({result.output}):\n{end}")
-    folders = [out / name for name in _names(scenario)]
+    folders = [out / name for name in names]
     recordings = [_recording(scenario, out, folder) for folder in folders]
     truths = [Truth.read(folder / "truth.json") for folder in folders]
     return ScenarioResult(result, folders, truths, recordings)
