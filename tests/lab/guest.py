@@ -39,7 +39,7 @@ PATHS = {
 E1000 = "0x8086:0x100e"
 EDU = "0x1234:0x11e8"
 
-BOOT_SECONDS = 120.0
+BOOT_SECONDS = 180.0
 POWEROFF_SECONDS = 60.0
 QUIET_SECONDS = 1.0  # the count of the line must stay the same this long
 

@@ -217,7 +217,7 @@ def _pass_on(path: Path, start: int, on_output: Callable[[str], None] | None, fl
 
 
 def _tail(share: Path, lines: int = 12) -> str:
-    """What the console says, from shortly before a panic, oops or lockup on, else its end; and QEMU's own word."""
+    """The console from shortly before a panic, oops or lockup on, else its end; and QEMU's own words."""
     console, stderr = share / "console.log", share / "qemu.stderr"
     said = console.read_text(errors="replace").splitlines() if console.exists() else []
     trouble = re.compile(r"Kernel panic|BUG:|Oops|general protection|soft lockup|rcu.*stall|Out of memory")
