@@ -122,8 +122,8 @@ class CallbackRing:
         now = time.monotonic_ns()
         self._bpf.ring_buffer_consume()
         events = np.frombuffer(b"".join(self._parts), RECORD).copy()
-        if len(self._parts) < self._LIMIT:
-            self._safe_at = now - self._HOLD_NS
+        reached = now if len(self._parts) < self._LIMIT else int(events["ts"].max())
+        self._safe_at = max(self._safe_at, reached - self._HOLD_NS)
         self._parts.clear()
         return events, self._safe_at
 

@@ -138,7 +138,7 @@ def main() -> int:
     costs = {}
     for name, open_source in readers.items():
         run = measure(open_source, seconds)
-        costs[name] = run.cpu / run.delivered * 1e6
+        costs[name] = run.cpu / max(run.delivered, 1) * 1e6
         print(
             f"{name:12}: {run.delivered / run.seconds / 1e6:5.2f} M events/s delivered for {run.seconds:.1f} s, "
             f"{run.lost:,} of {run.emitted:,} lost, {costs[name]:.3f} us CPU per event, "

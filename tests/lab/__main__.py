@@ -9,7 +9,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.lab.guest import PATHS, Truth
+from tests.lab.guest import PATHS
 from tests.lab.host import run_host
 from tests.lab.packages import KERNELS, LabError
 from tests.lab.scenario import Recorder, Scenario, run_scenario
@@ -48,18 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
     scenario = Scenario(arguments.paths.split(","), arguments.pings, arguments.interval, recorder)
     result = run_scenario(scenario, arguments.out, arguments.kernel, arguments.timeout, progress)
     progress(f"done; L1 booted in {result.host.boot_seconds:.1f} s, boots: {result.host.boots}")
-    for truth in result.truths:
-        print(_row(truth))
     return 0
-
-
-def _row(truth: Truth) -> str:
-    events = ", ".join(f"{name} {count}" for name, count in truth.qemu_events.items() if count)
-    return (
-        f"{truth.name}: {truth.bdf} host irq {truth.host_irq} {truth.host_before} -> {truth.host_quiet} (quiet) -> "
-        f"{truth.host_after}; guest irq {truth.guest_irq} {truth.guest_interrupts}; QEMU log: {events}; "
-        f"moves: {', '.join(truth.irq_moves)}"
-    )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -72,12 +61,12 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--interval", type=float, default=0.2, help="seconds between pings")
     one.add_argument("--recorder", help="a command to run in L1 while guests run; {out} is its folder")
     one.add_argument("--ready", default="", help="text in the recorder's output that says it is ready")
-    one.add_argument("--recording", choices=("each", "one"), default="each", help="one per guest, or one for all")
+    one.add_argument("--recording", choices=("each", "one"), default="each", help="per guest, or one")
     one.add_argument("--timeout", type=float, default=900.0, help="seconds, from L1's boot on")
     one.set_defaults(run=run)
     script = commands.add_parser("shell-script", help="boot L1 and run a script in it")
     script.add_argument("file", type=Path)
-    script.add_argument("--share", type=Path, help="the folder that is $SHARE in L1 (default: one that is deleted)")
+    script.add_argument("--share", type=Path, help="$SHARE in L1 (default: deleted afterwards)")
     script.add_argument("--timeout", type=float, default=600.0, help="seconds, from L1's boot on")
     script.set_defaults(run=shell_script)
     for command in (one, script):

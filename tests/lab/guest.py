@@ -1,23 +1,26 @@
 """L1: run one guest with a passed-through e1000 and collect what is true about its interrupts.
 
-The guest boots, pings the gateway behind its e1000 (QEMU's user network on L0's side of the emulated card), takes the
-interface down and waits, silent, while L1 reads its counters; then it is told to power off. Nothing here knows
-intxtrace: every figure is the kernels' or QEMU's own.
+The guest boots, pings the gateway behind its e1000 (QEMU's user network on L0's side of the emulated card),
+takes the interface down and waits, silent, while L1 reads its counters; then it is told to power off.
+Nothing here knows intxtrace: every figure is the kernels' or QEMU's own.
 
-How L1 counts: an interrupt's counters in `/proc/interrupts` live and die with the kernel's irq descriptor, which is
-freed when the device's last user disables it (`mp_unmap_irq`, arch/x86/kernel/apic/io_apic.c), that is when QEMU
-closes the device. `claim` therefore enables the device once, before vfio-pci takes it, and the counters last across
-guests; the line's name is shown only while vfio holds it, so they are read from /sys/kernel/irq.
+How a kernel counts: the counters of `/proc/interrupts` live and die with the irq descriptor, which goes
+when the device's last user disables it (`mp_unmap_irq`, arch/x86/kernel/apic/io_apic.c), that is when QEMU
+closes the device. `claim` therefore enables the device once, before vfio-pci takes it, and the counters
+last across guests. 6.12 does not show a line nobody holds, so they are read from /sys/kernel/irq, and
+checked against `/proc/interrupts` where that shows the line.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import re
 import select
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from dataclasses import asdict, dataclass
@@ -36,15 +39,16 @@ PATHS = {
 E1000 = "0x8086:0x100e"
 EDU = "0x1234:0x11e8"
 
-BOOT_SECONDS = 120.0
+BOOT_SECONDS = 180.0
 POWEROFF_SECONDS = 60.0
 QUIET_SECONDS = 1.0  # the count of the line must stay the same this long
 
 # "@@" lines are for L1; loglevel=1 keeps the kernel from writing into them.
 #
-# While it pings, the guest reads the card's I/O ports without end, which does nothing to the card. On the userspace
-# path QEMU takes any BAR access for the EOI, so some come between its interrupt and the guest's handler: the line is
-# still up when it is unmasked, and vfio signals again. That is how a run gets resignals (about one interrupt in two).
+# While it pings, the guest reads the card's I/O ports without end, which does nothing to the card. On the
+# userspace path QEMU takes any BAR access for the EOI; some come between its interrupt and the guest's
+# handler, so the line is still up when it is unmasked, and vfio signals again. That is how a run gets
+# resignals.
 GUEST_COMMAND_LINE = "console=ttyS0 rdinit=/init mitigations=off tsc=reliable no_timer_check panic=-1 loglevel=1"
 GUEST_INIT = """#!/bin/busybox sh
 /bin/busybox --install -s /bin
@@ -57,13 +61,16 @@ net=$(ls /sys/class/net | grep -v lo)
 ifconfig $net 10.0.2.15 up
 i=0; while [ "$(cat /sys/class/net/$net/carrier)" != 1 ] && [ $i -lt 100 ]; do sleep 0.1; i=$((i+1)); done
 echo "@@ up"
-while true; do dd if=/sys/class/net/$net/device/resource1 of=/dev/null bs=4 count=16 2>/dev/null; done & stir=$!
-ping -c {pings} -i {interval} 10.0.2.2 | sed -n 's/^\\([0-9]*\\) packets transmitted, \\([0-9]*\\) .*/@@ pings \\1 \\2/p'
+ports=/sys/class/net/$net/device/resource1
+while true; do dd if=$ports of=/dev/null bs=4 count=16; done 2>/dev/null & stir=$!
+ping -c {pings} -i {interval} 10.0.2.2 |
+    sed -n 's/^\\([0-9]*\\) packets.* \\([0-9]*\\) packets.*/@@ pings \\1 \\2/p'
 kill $stir; wait $stir
 irq=$(cat /sys/class/net/$net/device/irq)
 ifconfig $net down
 sleep 0.3
-echo "@@ line $(grep "^ *$irq:" /proc/interrupts)"
+cd /sys/kernel/irq/$irq
+echo "@@ irq $irq $(cat chip_name) $(cat hwirq) $(cat per_cpu_count)"
 echo "@@ quiet"
 read answer
 poweroff -f
@@ -116,6 +123,14 @@ class Truth:
     def write(self, path: Path) -> None:
         path.write_text(json.dumps(asdict(self), indent=1) + "\n")
 
+    def summary(self) -> str:
+        events = ", ".join(f"{name} {count}" for name, count in self.qemu_events.items() if count)
+        return (
+            f"{self.name}: {self.seconds:.1f} s (up after {self.up_seconds:.1f} s); {self.bdf} host irq "
+            f"{self.host_irq}: {self.host_interrupts}; guest irq {self.guest_irq}: {self.guest_interrupts}; "
+            f"pings {self.pings_received}/{self.pings_sent}; QEMU log: {events}"
+        )
+
     @classmethod
     def read(cls, path: Path) -> Truth:
         return cls(**json.loads(path.read_text()))
@@ -134,7 +149,7 @@ def find_device(identity: str) -> str:
 
 
 def claim(bdf: str) -> None:
-    """Bind a device to vfio-pci, its interrupt descriptor kept alive (see the module's docstring); idempotent."""
+    """Bind a device to vfio-pci, its interrupt descriptor kept alive (see the module); idempotent."""
     device = Path("/sys/bus/pci/devices") / bdf
     if (device / "driver").exists() and (device / "driver").resolve().name == "vfio-pci":
         return
@@ -143,6 +158,11 @@ def claim(bdf: str) -> None:
     Path("/sys/bus/pci/drivers_probe").write_text(bdf)
     if not (device / "driver").exists():
         raise LabError(f"vfio-pci did not take {bdf}; see dmesg in L1.")
+
+
+def lab_kernel() -> Kernel:
+    """The kernel that L1 runs and its guests boot."""
+    return Kernel(os.uname().release, Path(os.environ["LAB_KERNEL"]))
 
 
 def host_count(irq: int) -> int:
@@ -159,7 +179,6 @@ def host_line(bdf: str) -> str:
 def run_guest(
     path: str,
     out: Path,
-    kernel: Kernel,
     pings: int = 10,
     interval: float = 0.2,
     bdf: str | None = None,
@@ -170,6 +189,7 @@ def run_guest(
 
     `options` are further QEMU arguments. Raises LabError when the guest does not get through its workload.
     """
+    kernel = lab_kernel()
     bdf = bdf or find_device(E1000)
     claim(bdf)
     irq = int(_text(Path("/sys/bus/pci/devices") / bdf / "irq"))
@@ -178,7 +198,9 @@ def run_guest(
         work = Path(folder)  # in L1's memory: a log on the share would slow QEMU at every line
         modules = kernel.module_files("e1000")
         init = GUEST_INIT.format(
-            modules=" ".join(file.name.removesuffix(".xz") for file in modules), pings=pings, interval=interval
+            modules=" ".join(file.name.removesuffix(".xz") for file in modules),
+            pings=pings,
+            interval=interval,
         )
         write_initramfs(work / "initramfs", init, modules)
         argv = _argv(path, bdf, kernel, work, qemu, options)
@@ -195,9 +217,11 @@ def run_guest(
 def _argv(path: str, bdf: str, kernel: Kernel, work: Path, qemu: str, options: tuple[str, ...]) -> list[str]:
     machine, device = PATHS[path]
     return [
-        qemu, "-name", f"guest=lab-{path},debug-threads=on", "-nodefaults", "-no-user-config", "-display", "none",
-        "-no-reboot", "-accel", "kvm", "-cpu", "host", "-M", f"q35,{machine}", "-smp", "1", "-m", "256M",
-        "-kernel", str(kernel.image), "-initrd", str(work / "initramfs"), "-append", GUEST_COMMAND_LINE,
+        qemu, "-name", f"guest=lab-{path},debug-threads=on", "-nodefaults", "-no-user-config", "-no-reboot",
+        "-display", "none", "-accel", "kvm", "-cpu", "host", "-M", f"q35,{machine}",
+        "-smp", "1", "-m", "256M",
+        "-kernel", str(kernel.image), "-initrd", str(work / "initramfs"),
+        "-append", GUEST_COMMAND_LINE,
         "-device", f"vfio-pci,host={bdf},addr=0x5,rombar=0{device}", "-serial", "stdio",
         "-trace", "vfio_*intx*", "-trace", "kvm_resample_fd_notify", "-msg", "timestamp=on",
         "-D", str(work / "qemu.log"), *options,
@@ -205,6 +229,7 @@ def _argv(path: str, bdf: str, kernel: Kernel, work: Path, qemu: str, options: t
 
 
 def _run(argv: list[str], path: str, name: str, bdf: str, irq: int, kernel: Kernel, work: Path, qemu: str) -> Truth:
+    sysfs = Path(f"/sys/kernel/irq/{irq}")
     before = host_count(irq)
     begun_at = time.monotonic_ns()
     with (work / "qemu.stderr").open("wb") as stderr, (work / "serial.log").open("wb") as serial:
@@ -227,11 +252,13 @@ def _run(argv: list[str], path: str, name: str, bdf: str, irq: int, kernel: Kern
     after = host_count(irq)
     if process.returncode != 0:
         raise LabError(f"QEMU ended with status {process.returncode}: {_text(work / 'qemu.stderr')}")
-    said = console.text
-    [guest_line] = re.findall(r"^@@ line +(.*)$", said, re.M)
-    [(sent, received)] = re.findall(r"^@@ pings (\d+) (\d+)", said, re.M)
-    events, moves = read_qemu_log((work / "qemu.log").read_text(errors="replace"))
-    guest_irq, guest_gsi, guest_count = parse_interrupts_line(guest_line)
+    if line and line_count(line) != quiet:
+        raise LabError(f"L1 counts {quiet} interrupts in /sys/kernel/irq/{irq}, but /proc/interrupts says: {line}")
+    guest_irq, guest_chip, guest_pin, guest_counts = console.find(r"irq (\d+) (\S+) (\d+) ([\d,]+)")
+    sent, received = console.find(r"pings (\d+) (\d+)")
+    if received == "0":
+        raise LabError(f"No ping of the guest came back. Its console:\n{console.text[-2000:]}")
+    events, moves = read_qemu_log(_text(work / "qemu.log"))
     return Truth(
         name=name,
         path=path,
@@ -241,16 +268,16 @@ def _run(argv: list[str], path: str, name: str, bdf: str, irq: int, kernel: Kern
         kernel=kernel.release,
         qemu_version=subprocess.check_output([qemu, "--version"], text=True).splitlines()[0],
         host_irq=irq,
-        host_gsi=parse_interrupts_line(line)[1] if line else None,
+        host_gsi=_gsi(_text(sysfs / "chip_name"), _text(sysfs / "hwirq")),
         host_before=before,
         host_quiet=quiet,
         host_after=after,
         host_interrupts=after - before,
         host_line=line,
         host_unhandled=int(unhandled[1]) if unhandled else None,
-        guest_irq=guest_irq,
-        guest_gsi=guest_gsi,
-        guest_interrupts=guest_count,
+        guest_irq=int(guest_irq),
+        guest_gsi=_gsi(guest_chip, guest_pin),
+        guest_interrupts=sum(map(int, guest_counts.split(","))),
         pings_sent=int(sent),
         pings_received=int(received),
         qemu_events=events,
@@ -263,12 +290,17 @@ def _run(argv: list[str], path: str, name: str, bdf: str, irq: int, kernel: Kern
     )
 
 
-def parse_interrupts_line(line: str) -> tuple[int, int | None, int]:
-    """Irq number, IOAPIC pin (None for another chip) and count, over all CPUs, of a line of /proc/interrupts."""
-    match = re.fullmatch(r"\s*(\d+):((?:\s+\d+)+)\s+(?:(?:IR-)?IO-APIC\s+(\d+)-|\D).*", line)
+def line_count(line: str) -> int:
+    """The count, over all CPUs, of a line of /proc/interrupts."""
+    match = re.match(r"\s*\d+:((?:\s+\d+)+)\s", line)
     if not match:
         raise LabError(f"Not a line of /proc/interrupts: {line!r}")
-    return int(match[1]), int(match[3]) if match[3] else None, sum(map(int, match[2].split()))
+    return sum(map(int, match[1].split()))
+
+
+def _gsi(chip: str, hwirq: str) -> int | None:
+    """An IOAPIC's pin, which is the GSI on a machine with one IOAPIC (as the lab's are)."""
+    return int(hwirq) if chip.endswith("IO-APIC") else None
 
 
 def read_qemu_log(text: str) -> tuple[dict[str, int], list[str]]:
@@ -277,7 +309,7 @@ def read_qemu_log(text: str) -> tuple[dict[str, int], list[str]]:
     QEMU 10.1 renamed vfio_intx_eoi to vfio_pci_intx_eoi; both count as the former.
     """
     events = dict.fromkeys(QEMU_EVENTS, 0)
-    for event in re.findall(r"^(?:\S+:)?\s*(\w+) ", text, re.M):
+    for event in re.findall(r"\b(vfio_(?:pci_)?intx_\w+|kvm_resample_fd_notify) ", text):
         event = event.replace("vfio_pci_intx_", "vfio_intx_")
         events[event] = events.get(event, 0) + 1
     return events, re.findall(r"IRQ moved (-?\d+ -> -?\d+)", text)
@@ -301,7 +333,8 @@ class _Console:
     """The guest's serial port, over QEMU's standard input and output."""
 
     def __init__(self, process: subprocess.Popen[bytes], log: Any) -> None:
-        assert process.stdin and process.stdout
+        assert process.stdin is not None
+        assert process.stdout is not None
         self._process, self._log = process, log
         self._stdin, self._stdout = process.stdin, process.stdout
         self.text = ""
@@ -321,9 +354,19 @@ class _Console:
         deadline = time.monotonic() + seconds
         while f"\n{marker}\n" not in f"\n{self.text}":
             if not self._read(0.5):
-                raise LabError(f"The guest ended before {marker!r}. Its console:\n{self.text[-2000:]}")
+                raise LabError(f"The guest ended before {marker!r}. {self._tail()}")
             if time.monotonic() > deadline:
-                raise LabError(f"No {marker!r} from the guest in {seconds:.0f} s. Its console:\n{self.text[-2000:]}")
+                raise LabError(f"No {marker!r} from the guest in {seconds:.0f} s. {self._tail()}")
+
+    def find(self, pattern: str) -> tuple[str, ...]:
+        """The groups of the one line "@@ pattern"."""
+        match = re.search(rf"^@@ {pattern}$", self.text, re.M)
+        if not match:
+            raise LabError(f"The guest did not say {pattern!r}. {self._tail()}")
+        return match.groups()
+
+    def _tail(self) -> str:
+        return f"Its console:\n{self.text[-2000:]}"
 
     def write(self, data: bytes) -> None:
         self._stdin.write(data)
@@ -340,3 +383,23 @@ class _Console:
 
 def _text(path: Path) -> str:
     return path.read_text(errors="replace").strip()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.lab.guest", description="run one guest, in L1")
+    parser.add_argument("path", choices=PATHS)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--pings", type=int, default=10)
+    parser.add_argument("--interval", type=float, default=0.2)
+    arguments = parser.parse_args()
+    try:
+        truth = run_guest(arguments.path, arguments.out, arguments.pings, arguments.interval)
+    except LabError as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(truth.summary())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,9 +1,9 @@
 """L0: boot L1, the nested VM host, and run one script in it.
 
-L1's root is this machine's root file system, read-only over virtio-9p under a tmpfs overlay: what is installed here is
-there, with the same paths, and nothing written there comes back. Only the share does: a writable folder of L0, mounted
-at SHARE in L1. In the share afterwards: `console.log` (kernel messages), `output.log` (the script's output) and what
-the script wrote.
+L1's root is this machine's root file system, read-only over virtio-9p under a tmpfs overlay: what is
+installed here is there, with the same paths, and nothing written there comes back. Only the share does: a
+writable folder of L0, mounted at SHARE in L1. In the share afterwards: `console.log` (kernel messages),
+`output.log` (the script's output), `qemu.stderr` and what the script wrote.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from tests.lab.packages import REPOSITORY, Kernel, LabError, ensure_kernel, ensure_packages
 
 QEMU = "qemu-system-x86_64"
-BUSYBOX = Path(REPOSITORY.anchor, "bin", "busybox")
+BUSYBOX = Path("/bin/busybox")
 SHARE = "/run/intxtrace-lab"  # in L1
 BOOT_SECONDS = 180.0
 BOOT_ATTEMPTS = 2
 POWEROFF_SECONDS = 20.0
 MEMORY = "6G"
 
-# Devices with an INTx pin on L1's root bus, one IOMMU group and (slot modulo 4, q35) one interrupt line each.
-# romfile= and addr= keep firmware short and addresses fixed; restrict=on: slirp answers pings to its own gateway only.
+# Devices with an INTx pin on L1's root bus, each with an IOMMU group and an interrupt line of its own.
+# romfile= spares the firmware a boot attempt; restrict=on: slirp answers pings to its own gateway only.
 DEVICES = (
     "-netdev", "user,id=net0,restrict=on",
     "-device", "e1000,netdev=net0,addr=0x6,romfile=",
@@ -69,8 +69,10 @@ for mounted in dev proc sys; do mount --move /$mounted /root/$mounted; done
 exec switch_root /root /bin/sh {share}/.lab/stage2
 """
 
-# The status file is the only word on how the script ended; it appears by a rename, so it is never half written.
-STAGE2 = """export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C.UTF-8 TERM=dumb
+# The status file is the only word on how the script ended; it appears by a rename, so it is never half
+# written.
+STAGE2 = """export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+export HOME=/root LC_ALL=C.UTF-8 TERM=dumb
 export PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 SHARE={share} LAB_KERNEL={kernel} PYTHON={python}
 {environment}
 set -e
@@ -80,7 +82,7 @@ mount -t tmpfs tmpfs /dev/shm
 mount -t tracefs tracefs /sys/kernel/tracing
 mount -t debugfs debugfs /sys/kernel/debug
 mount -t bpf bpf /sys/fs/bpf
-ip link set lo up
+busybox ip link set lo up
 hostname intxtrace-lab
 modprobe kvm-amd
 modprobe vfio-pci
@@ -127,10 +129,10 @@ def run_host(
     environment: Mapping[str, str] | None = None,
     on_output: Callable[[str], None] | None = None,
 ) -> HostResult:
-    """Boot L1 and run a script (text or a file; bash without a #! line) in it, as root, in the repository's folder.
+    """Boot L1 and run a script (text or a file; bash without a #! line) in it: root, in the repository.
 
-    The script sees $SHARE, $LAB_KERNEL (the folder of the unpacked kernel), $PYTHON (this interpreter) and `environment`.
-    `on_output` gets its output as it comes. `timeout` counts from "lab host ready".
+    The script sees $SHARE, $LAB_KERNEL (the folder of the unpacked kernel), $PYTHON (this interpreter) and
+    `environment`. `on_output` gets its output as it comes. `timeout` counts from "lab host ready".
     A boot that fails is tried once more; what happens after it never is.
     Raises HostError when L1 does not boot, panics, or does not end in time.
     """
@@ -144,16 +146,16 @@ def run_host(
         lab = share / ".lab"
         shutil.rmtree(lab, ignore_errors=True)
         lab.mkdir()
+        for old in ("console.log", "output.log"):
+            (share / old).unlink(missing_ok=True)
         _write_scripts(lab, text, unpacked, environment or {})
         try:
-            with tempfile.TemporaryDirectory(prefix="intxtrace-lab-") as work:
-                initramfs = Path(work) / "initramfs"
-                _write_initramfs(initramfs, unpacked)
-                with _qemu(unpacked, initramfs, share) as process:
-                    boot_seconds = _wait_ready(process, share, last=attempt == BOOT_ATTEMPTS)
-                    if boot_seconds is None:
-                        continue
-                    status = _wait_status(process, share, timeout, on_output)
+            _write_initramfs(lab / "initramfs", unpacked)
+            with _qemu(unpacked, lab / "initramfs", share) as process:
+                boot_seconds = _wait_ready(process, share, last=attempt == BOOT_ATTEMPTS)
+                if boot_seconds is None:
+                    continue
+                status = _wait_status(process, share, timeout, on_output)
         finally:
             shutil.rmtree(lab, ignore_errors=True)
         seconds = time.monotonic() - begun
@@ -169,8 +171,9 @@ def _wait_ready(process: subprocess.Popen[bytes], share: Path, last: bool) -> fl
         if ended or time.monotonic() - begun > BOOT_SECONDS:
             what = "ended while booting" if ended else f"was not ready after {BOOT_SECONDS:.0f} s"
             if last:
-                raise HostError(f"L1 {what}, {BOOT_ATTEMPTS} times. {_tail(share / 'console.log')}")
-            (share / "console.log").replace(share / "console.failed-boot.log")
+                raise HostError(f"L1 {what}, {BOOT_ATTEMPTS} times. {_tail(share)}")
+            with contextlib.suppress(FileNotFoundError):  # QEMU itself may have refused to start
+                (share / "console.log").replace(share / "console.failed-boot.log")
             return None
         time.sleep(0.05)
     return time.monotonic() - begun
@@ -189,11 +192,11 @@ def _wait_status(
         if done:
             break
         if time.monotonic() > deadline:
-            raise HostError(f"The script in L1 did not end within {timeout:.0f} s. {_tail(share / 'console.log')}")
+            raise HostError(f"L1's script did not end in {timeout:.0f} s. {_tail(share)}")
         time.sleep(0.1)
     if not status.exists():
-        raise HostError(f"L1 died while the script ran. {_tail(share / 'console.log')}")
-    with contextlib.suppress(subprocess.TimeoutExpired):  # the result is complete; the context kills what is left
+        raise HostError(f"L1 died while the script ran. {_tail(share)}")
+    with contextlib.suppress(subprocess.TimeoutExpired):  # the result is complete; QEMU is killed in any case
         process.wait(POWEROFF_SECONDS)
     return int(status.read_text())
 
@@ -212,13 +215,15 @@ def _pass_on(path: Path, start: int, on_output: Callable[[str], None] | None, fl
     return start + len(data)
 
 
-def _tail(console: Path, lines: int = 12) -> str:
-    """What the console says: from a panic, oops or lockup on, else its end."""
+def _tail(share: Path, lines: int = 12) -> str:
+    """The console from shortly before a panic, oops or lockup on, else its end; and QEMU's own words."""
+    console, stderr = share / "console.log", share / "qemu.stderr"
     said = console.read_text(errors="replace").splitlines() if console.exists() else []
     trouble = re.compile(r"Kernel panic|BUG:|Oops|general protection|soft lockup|rcu.*stall|Out of memory")
-    first = next((i for i, line in enumerate(said) if trouble.search(line)), max(len(said) - lines, 0))
-    shown = "\n".join(said[first : first + 3 * lines])
-    return f"Its console ({console}):\n{shown}"
+    first = next((i - 5 for i, line in enumerate(said) if trouble.search(line)), len(said) - lines)
+    shown = said[max(first, 0) :][: 3 * lines]
+    shown += [line for line in stderr.read_text(errors="replace").splitlines() if "TCG doesn't support" not in line]
+    return f"Its console ({console}):\n" + "\n".join(shown)
 
 
 def _write_scripts(lab: Path, script: str, kernel: Kernel, environment: Mapping[str, str]) -> None:
@@ -246,7 +251,7 @@ def _write_initramfs(target: Path, kernel: Kernel) -> None:
 
 def write_initramfs(target: Path, init: str, modules: list[Path]) -> None:
     """A cpio archive: busybox, /init, and modules (unpacked where they are compressed) under /modules."""
-    with tempfile.TemporaryDirectory(prefix="intxtrace-lab-") as work:
+    with tempfile.TemporaryDirectory(dir=target.parent) as work:
         root = Path(work)
         for folder in ("bin", "dev", "proc", "sys", "modules"):
             (root / folder).mkdir()
@@ -266,9 +271,10 @@ def write_initramfs(target: Path, init: str, modules: list[Path]) -> None:
 
 
 @contextlib.contextmanager
-def _qemu(kernel: Kernel, initramfs: Path, share: Path):  # type: ignore[no-untyped-def]
-    """QEMU, running; killed with all it started on the way out, and by the kernel should this process be killed."""
+def _qemu(kernel: Kernel, initramfs: Path, share: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """QEMU, running; killed on the way out with all it started, and by the kernel when this process dies."""
     nine = "security_model=none,multidevs=remap"
+    escaped = str(share).replace(",", ",,")  # a comma ends a QEMU option
     argv = [
         "setpriv", "--pdeathsig", "KILL",
         QEMU, "-name", "intxtrace-lab", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
@@ -276,11 +282,13 @@ def _qemu(kernel: Kernel, initramfs: Path, share: Path):  # type: ignore[no-unty
         "-accel", "tcg,thread=multi", "-cpu", "EPYC,+svm,+npt", "-M", "q35", "-smp", "2", "-m", MEMORY,
         "-device", "intel-iommu,intremap=off,caching-mode=on",
         "-kernel", str(kernel.image), "-initrd", str(initramfs), "-append", COMMAND_LINE,
-        "-fsdev", f"local,id=root,path=/,readonly=on,{nine}", "-device", "virtio-9p-pci,fsdev=root,mount_tag=root",
-        "-fsdev", f"local,id=share,path={share},{nine}", "-device", "virtio-9p-pci,fsdev=share,mount_tag=share",
-        "-serial", f"file:{share / 'console.log'}", *DEVICES,
+        "-fsdev", f"local,id=root,path=/,readonly=on,{nine}",
+        "-device", "virtio-9p-pci,fsdev=root,mount_tag=root",
+        "-fsdev", f"local,id=share,path={escaped},{nine}",
+        "-device", "virtio-9p-pci,fsdev=share,mount_tag=share",
+        "-chardev", f"file,id=console,path={escaped}/console.log", "-serial", "chardev:console", *DEVICES,
     ]  # fmt: skip
-    with tempfile.TemporaryFile() as said:
+    with (share / "qemu.stderr").open("wb") as said:
         process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=said, stderr=said, start_new_session=True)
         try:
             yield process
@@ -288,8 +296,3 @@ def _qemu(kernel: Kernel, initramfs: Path, share: Path):  # type: ignore[no-unty
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-            said.seek(0)
-            message = said.read().decode(errors="replace")
-            if message:
-                with (share / "console.log").open("a") as console:
-                    console.write(f"\n--- QEMU said:\n{message}")

@@ -1,8 +1,8 @@
 """Debian packages of the lab: what L0 needs installed, and the kernels that L1 and L2 boot.
 
-Kernels are fetched, never installed: `apt-get download` with a private apt configuration whose mirror is the one that
-this machine's own apt sources name, unpacked with `dpkg-deb -x` into `<cache>/kernel-<series>`. A folder of that name
-is complete: it appears by one rename, after the last step.
+Kernels are fetched, never installed: `apt-get download` with a private apt configuration, whose mirror is
+the one that this machine's own apt sources name, unpacked with `dpkg-deb -x` into
+`<cache>/kernel-<series>`. A folder of that name is complete: it appears by one rename, after the last step.
 """
 
 from __future__ import annotations
@@ -21,17 +21,9 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
-# Package -> a file that only it brings; a file, not dpkg's word, decides, so that a locally built QEMU will do.
-REQUIRED = {
-    "qemu-system-x86": "/usr/bin/qemu-system-x86_64",
-    "busybox-static": "/bin/busybox",
-    "python3-bpfcc": "/usr/lib/python3/dist-packages/bcc/__init__.py",
-    "bpftool": "/usr/sbin/bpftool",
-    "cpio": "/usr/bin/cpio",
-    "kmod": "/sbin/modprobe",
-}
+REQUIRED = ("qemu-system-x86", "busybox-static", "python3-bpfcc", "bpftool", "cpio", "kmod", "mount")
 
-# Series -> the suites it comes from; "" stands for the suite's own mirror, "-security" for the security mirror.
+# Series -> the suites it comes from.
 KERNELS = {
     "6.1": ("bookworm", "bookworm-security"),
     "6.12": ("bookworm-backports",),
@@ -48,7 +40,6 @@ class LabError(RuntimeError):
 class Kernel:
     """An unpacked Debian kernel with its headers."""
 
-    series: str  # "6.1"
     release: str  # uname -r
     root: Path  # the packages' files, as under /
 
@@ -84,7 +75,7 @@ def cache_folder() -> Path:
 
 def ensure_packages() -> None:
     """Install what the lab needs and this machine lacks; LabError where that takes root and we are not."""
-    missing = [package for package, path in REQUIRED.items() if not Path(path).exists()]
+    missing = [package for package in REQUIRED if not _installed(package)]
     if not missing:
         return
     if os.geteuid() != 0:
@@ -97,9 +88,11 @@ def ensure_packages() -> None:
         _run(install, environment)
 
     _retry(attempt)
-    still = [package for package in missing if not Path(REQUIRED[package]).exists()]
-    if still:
-        raise LabError(f"apt installed {' '.join(still)}, but {REQUIRED[still[0]]} is not there.")
+
+
+def _installed(package: str) -> bool:
+    argv = ["dpkg-query", "-W", "-f", "${db:Status-Status}", package]
+    return subprocess.run(argv, capture_output=True, text=True, check=False).stdout == "installed"
 
 
 def ensure_kernel(series: str) -> Kernel:
@@ -111,20 +104,21 @@ def ensure_kernel(series: str) -> Kernel:
     folder = cache / f"kernel-{series}"
     with _locked(cache / "lock"):
         if not folder.exists():
+            for killed in cache.glob(f"kernel-{series}.part-*"):
+                shutil.rmtree(killed)
             with tempfile.TemporaryDirectory(dir=cache, prefix=f"kernel-{series}.part-") as part:
                 root = Path(part) / "root"
                 _fetch_kernel(series, Path(part), root)
                 root.rename(folder)
     [modules] = (folder / "lib" / "modules").iterdir()
-    return Kernel(series, modules.name, folder)
+    return Kernel(modules.name, folder)
 
 
 def _fetch_kernel(series: str, work: Path, root: Path) -> None:
     apt = PrivateApt(work / "apt", KERNELS[series])
     _retry(apt.update)
-    names = apt.closure(
-        ["linux-image-amd64", "linux-headers-amd64"], ("linux-image-", "linux-headers-", "linux-kbuild-")
-    )
+    kinds = ("linux-image-", "linux-headers-", "linux-kbuild-")
+    names = apt.closure(["linux-image-amd64", "linux-headers-amd64"], kinds)
     debs = work / "debs"
     debs.mkdir()
     _retry(lambda: apt.download(names, debs))
@@ -133,11 +127,11 @@ def _fetch_kernel(series: str, work: Path, root: Path) -> None:
         _run(["dpkg-deb", "-x", str(deb), str(root)])
     releases = [path.name for path in (root / "lib" / "modules").iterdir()]
     if len(releases) != 1 or not (root / "boot" / f"vmlinuz-{releases[0]}").exists():
-        raise LabError(f"The packages {' '.join(names)} hold kernels {releases}: expected one, with its image.")
+        raise LabError(f"{' '.join(names)} hold the kernels {releases}: expected one, with its image.")
     release = releases[0]
     _run(["depmod", "-b", str(root), release])
     if not (root / "usr/src" / f"linux-headers-{release}").exists():
-        raise LabError(f"The packages {' '.join(names)} hold no headers for {release}.")
+        raise LabError(f"{' '.join(names)} hold no headers for {release}.")
 
 
 class PrivateApt:
@@ -188,11 +182,11 @@ def _mirror(suite: str) -> str:
     out = _run(["apt-get", "indextargets", "--format", "$(REPO_URI) $(RELEASE)", "Created-By: Packages"])
     mirrors = [tuple(line.split()) for line in out.splitlines() if len(line.split()) == 2]
     security = suite.endswith("-security")
-    own = _codename()
+    own = f"{_codename()}-security" if security else _codename()
     for uri, release in mirrors:
-        if release == (f"{own}-security" if security else own):
+        if release == own:
             return uri
-    raise LabError(f"The apt sources of this machine name no {'security ' * security}mirror for Debian {own}: add one.")
+    raise LabError(f"The apt sources of this machine name no mirror for Debian {own}: add one.")
 
 
 def _codename() -> str:
@@ -211,7 +205,7 @@ def _run(argv: Sequence[str], environment: dict[str, str] | None = None, cwd: Pa
     done = subprocess.run(argv, env=full, cwd=cwd, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         said = " / ".join((done.stderr or done.stdout).strip().splitlines()[-4:])
-        raise LabError(f"{' '.join(argv[:1])} failed ({' '.join(argv[-3:])}): {said}")
+        raise LabError(f"{argv[0]} failed ({' '.join(argv[-3:])}): {said}")
     return done.stdout
 
 

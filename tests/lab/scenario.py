@@ -4,14 +4,13 @@ On L0 `run_scenario` boots L1 and starts this module in it; there `play` does th
 
     console.log output.log               L1's kernel, and what `play` printed
     <n>-<path>/truth.json …              one folder per guest, see `guest.run_guest`
-    recording/ or <n>-<path>/recording/  where a recorder ran: recorder.json (argv, status, seconds), stdout, stderr, and
-                                         what it wrote to {out}
+    recording/ or <n>-<path>/recording/  where a recorder ran: recorder.json (argv, status, seconds), stdout,
+                                         stderr and what it wrote to {out}
 """
 
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -23,7 +22,7 @@ from pathlib import Path
 
 from tests.lab.guest import PATHS, Truth, run_guest
 from tests.lab.host import SHARE, HostResult, run_host
-from tests.lab.packages import REPOSITORY, Kernel, LabError
+from tests.lab.packages import REPOSITORY, LabError
 
 RECORDER_START_SECONDS = 180.0
 RECORDER_STOP_SECONDS = 120.0
@@ -33,9 +32,9 @@ RECORDER_STOP_SECONDS = 120.0
 class Recorder:
     """A command that runs in L1, in the repository's folder, and is ended with SIGINT.
 
-    `{out}` in a word of `argv` becomes the folder of its recording. It is ready once `ready` stands in its standard
-    output or error; with no `ready`, at once. `each`: one recording per guest, started before it and stopped after it;
-    else one around all guests.
+    `{out}` in a word of `argv` becomes the folder of its recording. It is ready once `ready` stands in its
+    standard output or error; with no `ready`, at once. `each`: one recording per guest, started before it and
+    stopped after it; else one around all guests.
     """
 
     argv: list[str]
@@ -56,7 +55,8 @@ class Scenario:
 
 @dataclass(frozen=True)
 class ScenarioResult:
-    """`folders` are the guests' folders, in order; a recording's folder is None where there was no recorder."""
+    """Of each guest, in order: its folder, truth, and the folder of its recording (None without a
+    recorder)."""
 
     host: HostResult
     folders: list[Path]
@@ -71,17 +71,24 @@ def run_scenario(
     timeout: float = 900.0,
     on_output: Callable[[str], None] | None = None,
 ) -> ScenarioResult:
-    """L0: boot L1, play the scenario in it, give back the truths. LabError when anything went wrong in L1."""
+    """L0: boot L1, play the scenario in it, give back the truths.
+
+    Raises LabError when `out` is not empty, or when anything failed in L1.
+    """
+    names = _names(scenario)
     out = out.resolve()
     out.mkdir(parents=True, exist_ok=True)
+    if any(out.iterdir()):
+        raise LabError(f"{out} is not empty: name a new folder, so that nothing old is taken for a result.")
     (out / "scenario.json").write_text(json.dumps(asdict(scenario), indent=1))
     result = run_host(f"exec $PYTHON -m {__spec__.name} {SHARE}", out, kernel, timeout, on_output=on_output)
     if result.status != 0:
         end = "\n".join(result.output.read_text(errors="replace").splitlines()[-60:])
         raise LabError(f"The scenario failed in L1 ({result.output}):\n{end}")
-    folders = [out / name for name in _names(scenario)]
+    folders = [out / name for name in names]
     recordings = [_recording(scenario, out, folder) for folder in folders]
-    return ScenarioResult(result, folders, [Truth.read(folder / "truth.json") for folder in folders], recordings)
+    truths = [Truth.read(folder / "truth.json") for folder in folders]
+    return ScenarioResult(result, folders, truths, recordings)
 
 
 def play(out: Path) -> None:
@@ -89,27 +96,14 @@ def play(out: Path) -> None:
     described = json.loads((out / "scenario.json").read_text())
     recorder = described.pop("recorder")
     scenario = Scenario(**described, recorder=Recorder(**recorder) if recorder else None)
-    root = Path(os.environ["LAB_KERNEL"])
-    kernel = Kernel(root.name.removeprefix("kernel-"), os.uname().release, root)
     around_all = scenario.recorder if scenario.recorder and not scenario.recorder.each else None
     around_each = scenario.recorder if scenario.recorder and scenario.recorder.each else None
     with _recording_by(around_all, out / "recording"):
         for path, name in zip(scenario.paths, _names(scenario), strict=True):
             with _recording_by(around_each, out / name / "recording"):
-                truth = run_guest(
-                    path,
-                    out / name,
-                    kernel,
-                    scenario.pings,
-                    scenario.interval,
-                    options=tuple(scenario.options),
-                )
-            print(
-                f"{name}: {truth.seconds:.1f} s (up after {truth.up_seconds:.1f} s), host irq {truth.host_irq}: "
-                f"{truth.host_interrupts}, QEMU: {truth.qemu_events['vfio_intx_interrupt']}, "
-                f"guest irq {truth.guest_irq}: {truth.guest_interrupts}, "
-                f"pings {truth.pings_received}/{truth.pings_sent}",
-            )
+                options = tuple(scenario.options)
+                truth = run_guest(path, out / name, scenario.pings, scenario.interval, options=options)
+            print(truth.summary())
 
 
 @contextmanager
@@ -126,13 +120,13 @@ def _recording_by(recorder: Recorder | None, folder: Path) -> Iterator[None]:
     try:
         while recorder.ready.encode() not in stdout.read_bytes() + stderr.read_bytes():
             if process.poll() is not None or time.monotonic() - begun > RECORDER_START_SECONDS:
-                raise LabError(f"The recorder is not ready ({process.poll()}): {stderr.read_text(errors='replace')}")
+                raise LabError(f"The recorder is not ready ({process.poll()}): {_end(stderr)}")
             time.sleep(0.1)
         ready_seconds = time.monotonic() - begun
         print(f"recorder ready after {ready_seconds:.1f} s")
         yield
         if process.poll() is not None:
-            raise LabError(f"The recorder ended by itself ({process.poll()}): {stderr.read_text(errors='replace')}")
+            raise LabError(f"The recorder ended by itself ({process.poll()}): {_end(stderr)}")
         stopping = time.monotonic()
         process.send_signal(signal.SIGINT)
         process.wait(RECORDER_STOP_SECONDS)
@@ -141,10 +135,15 @@ def _recording_by(recorder: Recorder | None, folder: Path) -> Iterator[None]:
         if process.poll() is None:
             process.kill()
         process.wait()
-    kept = {"argv": argv, "status": process.returncode, "ready_seconds": ready_seconds, "stop_seconds": stop_seconds}
+    seconds = {"ready_seconds": ready_seconds, "stop_seconds": stop_seconds}
+    kept = {"argv": argv, "status": process.returncode, **seconds}
     (folder / "recorder.json").write_text(json.dumps(kept, indent=1))
     if process.returncode != 0:
-        raise LabError(f"The recorder ended with {process.returncode}: {stderr.read_text(errors='replace')}")
+        raise LabError(f"The recorder ended with {process.returncode}: {_end(stderr)}")
+
+
+def _end(path: Path) -> str:
+    return path.read_text(errors="replace")[-4000:]
 
 
 def _names(scenario: Scenario) -> list[str]:

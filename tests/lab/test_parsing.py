@@ -1,0 +1,54 @@
+"""The lab's own readers of foreign text, on lines as the programs write them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.lab.guest import QEMU_EVENTS, line_count, read_qemu_log
+from tests.lab.packages import LabError
+from tests.lab.scenario import Scenario, run_scenario
+
+QEMU_7_2 = """\
+132@1795443937.102004:vfio_intx_enable  (0000:00:06.0)
+135@1795443937.505083:vfio_intx_update  (0000:00:06.0) IRQ moved 21 -> 10
+135@1795443941.509839:vfio_intx_update  (0000:00:06.0) IRQ moved 10 -> -1
+132@1795443943.845178:vfio_intx_interrupt  (0000:00:06.0) Pin A
+135@1795443943.852743:vfio_intx_eoi  (0000:00:06.0) EOI
+132@1795443943.856605:vfio_intx_interrupt  (0000:00:06.0) Pin A
+135@1795443943.856915:kvm_resample_fd_notify gsi 21
+"""
+
+
+def test_qemu_log_counts_lines_per_event() -> None:
+    events, moves = read_qemu_log(QEMU_7_2)
+    seen = {name: count for name, count in events.items() if count}
+    assert seen == {
+        "vfio_intx_enable": 1,
+        "vfio_intx_update": 2,
+        "vfio_intx_interrupt": 2,
+        "vfio_intx_eoi": 1,
+        "kvm_resample_fd_notify": 1,
+    }
+    assert set(events) == set(QEMU_EVENTS)
+    assert moves == ["21 -> 10", "10 -> -1"]
+
+
+def test_qemu_log_with_another_prefix_and_the_name_of_10_1() -> None:
+    events, _ = read_qemu_log("2026-11-23T14:25:37.192201Z vfio_pci_intx_eoi  (0000:00:06.0) EOI\n")
+    assert events["vfio_intx_eoi"] == 1
+
+
+def test_line_count_adds_all_cpus() -> None:
+    assert line_count("22:          3         65   IO-APIC  22-fasteoi   vfio-intx(0000:00:06.0)") == 68
+    with pytest.raises(LabError):
+        line_count("NMI:   0   Non-maskable interrupts")
+
+
+def test_a_used_result_folder_and_an_unknown_path_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "old").touch()
+    with pytest.raises(LabError, match="not empty"):
+        run_scenario(Scenario(["kernel"]), tmp_path)
+    with pytest.raises(LabError, match="No path magic"):
+        run_scenario(Scenario(["magic"]), tmp_path / "new")
