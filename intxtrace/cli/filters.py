@@ -102,10 +102,16 @@ def _span(frame: pd.DataFrame) -> tuple[pd.Series[Any], pd.Series[Any]]:
         return frame["begin_at"], (frame["end_at"] - 1).fillna((1 << 63) - 1)
     if "begin_at" in frame:
         return frame["begin_at"], frame["begin_at"] + (_WINDOW_NS - 1)
-    instant = frame[STAGES[0]]
-    for stage in STAGES[1:]:
-        instant = instant.fillna(frame[stage])
+    instant = first_instant(frame)
     return instant, instant
+
+
+def first_instant(interrupts: pd.DataFrame) -> pd.Series[Any]:
+    """The first of its stages that is known of each interrupt."""
+    instant = interrupts[STAGES[0]]
+    for stage in STAGES[1:]:
+        instant = instant.fillna(interrupts[stage])
+    return instant
 
 
 def parse_duration(text: str, option: str) -> int:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from intxtrace.cli.filters import Choice, with_filters
+from intxtrace.cli.filters import Choice, first_instant, with_filters
 from intxtrace.errors import IntxtraceError
-from intxtrace.frames import INTERRUPTS, STAGES, empty
+from intxtrace.frames import INTERRUPTS, empty
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,7 +37,7 @@ def first_rows(frames: Iterable[pd.DataFrame], by: str, limit: int) -> tuple[pd.
         if by == "masked":
             key = -rows["masked_ns"]
         elif by == "time":
-            key = rows[list(STAGES)].bfill(axis=1)[STAGES[0]]
+            key = first_instant(rows)
         else:
             key = rows["id"]
         order = pd.DataFrame({"key": key, "id": rows["id"]}).sort_values(["key", "id"], na_position="last").index
