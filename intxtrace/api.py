@@ -41,6 +41,9 @@ class Trace:
             self._take_end(reader)
         self.position = 0
         """Bytes that the `iter_` method used last has read so far."""
+        self.first_at: int | None = None
+        self.last_at: int | None = None
+        """Least and greatest `ts` that the `iter_` method used last has seen so far."""
 
     def _take_end(self, reader: TraceReader) -> None:
         # Reading the columns may find damage that the first scan did not see.
@@ -101,22 +104,27 @@ class Trace:
     def iter_events(self) -> Iterator[npt.NDArray[np.void]]:
         """Hand out the events batch by batch, as arrays of dtype `events.RECORD`, in bounded memory."""
         with TraceReader(self.path) as reader:
-            for events, _ in reader.iter_batches():
-                self.position = reader.position
-                yield events
-            self._take_end(reader)
+            yield from self._read(reader)
 
     def iter_results(self) -> Iterator[Result]:
         """Hand out interrupts, states and counters as they close, batch by batch, in bounded memory."""
         from intxtrace.reconstruct import Reconstructor  # type: ignore[attr-defined]
 
         with TraceReader(self.path) as reader:
-            reconstructor = Reconstructor(reader.tables)
-            for events, _ in reader.iter_batches():
-                self.position = reader.position
+            reconstructor = Reconstructor(reader.tables, clock_orders_only=self.metadata.clock == "none")
+            for events in self._read(reader):
                 yield reconstructor.feed(events)
-            self._take_end(reader)
             yield reconstructor.finish()
+
+    def _read(self, reader: TraceReader) -> Iterator[npt.NDArray[np.void]]:
+        self.first_at = self.last_at = None
+        for events, _ in reader.iter_batches():
+            first, last = int(events["ts"].min()), int(events["ts"].max())
+            self.first_at = first if self.first_at is None else min(first, self.first_at)
+            self.last_at = last if self.last_at is None else max(last, self.last_at)
+            self.position = reader.position
+            yield events
+        self._take_end(reader)
 
     def iter_interrupts(self) -> Iterator[pd.DataFrame]:
         """Hand out the interrupts frame by frame, in bounded memory; empty frames are left out."""

@@ -80,6 +80,13 @@ class Filters:
             frame = frame[mask.reindex(frame.index).astype(bool)]
         return frame
 
+    def clip(self, first: int | None, last: int | None) -> tuple[int | None, int | None]:
+        """Narrow a trace's first and last instant to the wanted time."""
+        if first is None or last is None:
+            return None, None
+        begin = first if self.begin_at is None else min(max(first, self.begin_at), last)
+        return begin, last if self.end_at is None else max(min(last, self.end_at), begin)
+
     def select(self, tables: Tables) -> Tables:
         """Keep the devices and VMs of the tables that are wanted; probes stay."""
         from intxtrace.trace.tables import Tables

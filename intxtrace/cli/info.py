@@ -53,14 +53,12 @@ def gather(trace: Trace) -> Info:
     from intxtrace.events import Kind
 
     counts: Counter[int] = Counter()
-    lost, first, last = 0, [], []
+    lost = 0
     for events in watched(trace, trace.iter_events()):
         kinds, numbers = np.unique(events["kind"], return_counts=True)
         counts.update(dict(zip(kinds.tolist(), numbers.tolist(), strict=True)))
         lost += sum(events["arg1"][events["kind"] == Kind.LOST].tolist())
-        first.append(int(events["ts"].min()))
-        last.append(int(events["ts"].max()))
-    timed = bool(first) and trace.metadata.clock != "none"
+    first, last = (None, None) if trace.metadata.clock == "none" else (trace.first_at, trace.last_at)
     names = {int(kind): kind.name for kind in Kind}
     return Info(
         path=str(trace.path),
@@ -68,9 +66,9 @@ def gather(trace: Trace) -> Info:
         metadata=trace.metadata.to_values(),
         events=counts.total(),
         lost=lost,
-        begin_at=min(first) if timed else None,
-        end_at=max(last) if timed else None,
-        duration_ns=max(last) - min(first) if timed else None,
+        begin_at=first,
+        end_at=last,
+        duration_ns=None if first is None or last is None else last - first,
         kinds={names.get(kind, f"kind {kind}"): number for kind, number in counts.most_common()},
         probes=[row.to_json() for row in trace.tables.probes],
         vms=[row.to_json() for row in trace.tables.vms],

@@ -75,5 +75,5 @@ def interrupts(
     if as_json:
         print(views.interrupts_json(rows), end="")
     else:
-        views.print_interrupts(rows, total)
+        views.print_interrupts(rows, total, opened.begin_at)
     output.note_end(opened)

@@ -23,13 +23,12 @@ def document(schema: str, data: dict[str, Any]) -> str:
 
 def analyse(trace: Trace, filters: Filters) -> Any:
     """Make the `analysis.Summary` of the wanted part of a trace."""
-    from intxtrace.analysis import analyse  # type: ignore[attr-defined]
+    from intxtrace.analysis import Analysis  # type: ignore[attr-defined]
 
-    frames = (
-        (filters.apply(result.interrupts), filters.apply(result.states), filters.apply(result.counters))
-        for result in watched(trace, trace.iter_results())
-    )
-    return analyse(frames, trace.metadata, filters.select(trace.tables))
+    analysis = Analysis(trace.metadata, filters.select(trace.tables))
+    for result in watched(trace, trace.iter_results()):
+        analysis.add(filters.apply(result.interrupts), filters.apply(result.states), filters.apply(result.counters))
+    return analysis.finish(*filters.clip(trace.first_at, trace.last_at))
 
 
 def summary_json(found: Any) -> str:
@@ -66,14 +65,14 @@ def print_summary(found: Any) -> None:
     text.print_summary(found, Console())
 
 
-def print_interrupts(rows: pd.DataFrame, total: int) -> None:
-    """Print rows of an interrupts frame on the terminal, and how many there were."""
+def print_interrupts(rows: pd.DataFrame, total: int, begin_at: int | None) -> None:
+    """Print rows of an interrupts frame on the terminal, their instants since `begin_at`, and how many there were."""
     from rich.console import Console
 
     from intxtrace.analysis import interrupt_rows  # type: ignore[attr-defined]
     from intxtrace.render import text  # type: ignore[attr-defined]
 
     console = Console()
-    text.print_interrupts(interrupt_rows(rows), console)
+    text.print_interrupts(interrupt_rows(rows), console, begin_at)
     if len(rows) < total:
         console.print(f"{len(rows):,} of {total:,} interrupts; --limit 0 lists all")

@@ -37,7 +37,8 @@ class Result(NamedTuple):
 class StandIn:
     """A reconstructor that makes one interrupt of each event, so that this room's tests need no other room."""
 
-    def __init__(self, tables: Tables) -> None:
+    def __init__(self, tables: Tables, *, clock_orders_only: bool) -> None:
+        assert not clock_orders_only
         self.tables, self.count = tables, 0
 
     def feed(self, events: npt.NDArray[np.void]) -> Result:
@@ -63,20 +64,27 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
 def renders(monkeypatch: pytest.MonkeyPatch, stand_in: None) -> None:
     """Stand-ins for the analysis and render rooms: they count."""
 
-    def analyse(parts: Any, metadata: Any, tables: Tables) -> dict[str, int]:
-        return {"interrupts": sum(len(part[0]) for part in parts), "devices": len(tables.devices)}
+    class Analysis:
+        def __init__(self, metadata: Any, tables: Tables) -> None:
+            self.found = {"interrupts": 0, "devices": len(tables.devices)}
+
+        def add(self, interrupts: pd.DataFrame, states: pd.DataFrame, counters: pd.DataFrame) -> None:
+            self.found["interrupts"] += len(interrupts)
+
+        def finish(self, begin_at: int, end_at: int) -> dict[str, int]:
+            return {**self.found, "ns": end_at - begin_at}
 
     def module(**functions: Callable[..., Any]) -> types.SimpleNamespace:
         return types.SimpleNamespace(**functions)
 
-    monkeypatch.setattr("intxtrace.analysis.analyse", analyse, raising=False)
+    monkeypatch.setattr("intxtrace.analysis.Analysis", Analysis, raising=False)
     monkeypatch.setattr("intxtrace.analysis.interrupt_rows", lambda rows: rows["id"].tolist(), raising=False)
     rooms = {
         "json": module(summary=lambda found: json.dumps(found) + "\n", interrupts=lambda rows: json.dumps(rows) + "\n"),
         "html": module(write_report=lambda found: f"<html>{found['interrupts']}</html>"),
         "text": module(
             print_summary=lambda found, console: console.print(found["interrupts"]),
-            print_interrupts=lambda rows, console: console.print(len(rows)),
+            print_interrupts=lambda rows, console, begin_at: console.print(len(rows)),
         ),
     }
     for name, room in rooms.items():
@@ -282,7 +290,7 @@ def test_summary(trace: Path, renders: None, capsys: pytest.CaptureFixture[str])
     assert main(["summary", str(trace)]) == 0
     assert capsys.readouterr().out == "51\n"
     assert main(["summary", str(trace), "--json", "--to", "1", "--device", "1:0.0"]) == 0
-    assert json.loads(capsys.readouterr().out) == {"interrupts": 30, "devices": 1}
+    assert json.loads(capsys.readouterr().out) == {"interrupts": 30, "devices": 1, "ns": 10**9}
 
 
 def test_interrupts(trace: Path, renders: None, capsys: pytest.CaptureFixture[str]) -> None:

@@ -98,6 +98,21 @@ def test_empty_frames_stay_empty() -> None:
         assert len(everything.apply(frames.empty(columns))) == 0
 
 
+@pytest.mark.parametrize(
+    ("filters", "span"),
+    [
+        (Filters(), (10, 20)),
+        (Filters(begin_at=5, end_at=25), (10, 20)),
+        (Filters(begin_at=12, end_at=18), (12, 18)),
+        (Filters(begin_at=30), (20, 20)),
+        (Filters(end_at=3), (10, 10)),
+    ],
+)
+def test_the_span_is_clipped_to_the_wanted_time(filters: Filters, span: tuple[int, int]) -> None:
+    assert filters.clip(10, 20) == span
+    assert filters.clip(None, None) == (None, None)
+
+
 def test_tables_are_narrowed_to_what_is_wanted() -> None:
     tables = Tables(
         vms=[Vm(0, pid=1, name="v", devices=["b"]), Vm(1, pid=2, name="w")],
