@@ -1,1 +1,75 @@
-"""The command line: one small module per command, which parses, calls and renders."""
+"""The command line: one small module per command, which parses, calls and renders.
+
+Only `typer` and the standard library are imported here and at the top of the command modules, so that `--help` is
+instant; everything else is imported in the command that needs it.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+import intxtrace
+from intxtrace.cli import info, interrupts, report, summary
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # rich would take half of the time that --help has
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"intxtrace {intxtrace.__version__}")
+        raise typer.Exit
+
+
+@app.callback(
+    epilog="Examples:\n\n"
+    "  intxtrace record -o trace.intx --duration 10\n\n"
+    "  intxtrace summary trace.intx\n\n"
+    "  intxtrace report trace.intx -o report.html"
+)
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Which way did each INTx interrupt of a passed-through PCI device take, and what did it cost?"""
+
+
+def _examples(*lines: str) -> str:
+    return "Examples:\n\n" + "\n\n".join(f"  {line}" for line in lines)
+
+
+# `record` is registered here: app.command(epilog=_examples(...))(record.record)
+app.command(
+    epilog=_examples(
+        "intxtrace info trace.intx",
+        "intxtrace info trace.intx --json",
+        "intxtrace info cut.intx --repair whole.intx",
+    )
+)(info.info)
+app.command(
+    epilog=_examples(
+        "intxtrace summary trace.intx",
+        "intxtrace summary trace.intx --vm guest1 --from 2 --to 5.5",
+        "intxtrace summary trace.intx --json | jq .data.devices",
+    )
+)(summary.summary)
+app.command(
+    epilog=_examples(
+        "intxtrace interrupts trace.intx --limit 50",
+        "intxtrace interrupts trace.intx --min 1ms --path userspace",
+        "intxtrace interrupts trace.intx --by time --from 2026-01-31T12:00:00 --json",
+    )
+)(interrupts.interrupts)
+app.command(
+    epilog=_examples(
+        "intxtrace report trace.intx",
+        "intxtrace report trace.intx -o report.html --device 0000:01:00.0",
+    )
+)(report.report)

@@ -49,7 +49,9 @@ class TraceReader:
         self.tables = Tables()
         """The tables as of the batch that was handed out last. The object stays the same and grows."""
         self.position = 0
-        """Bytes read so far: up to here all batches are whole."""
+        """Bytes read so far."""
+        self.whole = 0
+        """Up to here the file consists of whole messages, the end mark left out."""
         self.ended = False
         """The end was reached: what follows is known."""
         self.truncated = False
@@ -105,7 +107,7 @@ class TraceReader:
                     f"{self.path} is damaged: its column {column.name} is missing or not {column.type}; "
                     "record again, or restore a copy"
                 )
-        self.position = header.end
+        self.position = self.whole = header.end
 
     @property
     def lost_bytes(self) -> int:
@@ -118,33 +120,8 @@ class TraceReader:
         Raises:
             IntxtraceError: the disk failed.
         """
-        while not self.ended:
-            try:
-                header = messages.read_header(self._fd, self.position, self.size)
-                if header is None:
-                    self._end(header_size=len(messages.END_MARK))
-                    return
-                batch = self._decode(header)
-                rows = _parse_rows(header.custom.get(TABLES_KEY.decode()))
-            except CutError:
-                if self.position == self.size:
-                    self._end(
-                        problem="it has no end mark: the recording still runs, or was cut off after a whole batch"
-                    )
-                else:
-                    self._end(problem=f"it was cut off: the last {self.size - self.position} bytes are no whole batch")
-                return
-            except (DamageError, ValueError, pa.ArrowException, MemoryError, OSError) as error:
-                if isinstance(error, OSError) and error.errno is not None:  # pyarrow's codec errors have no number
-                    raise IntxtraceError(files.sentence(error, self.path)) from None
-                self._end(
-                    problem=f"it is damaged at byte {self.position}: the {self.size - self.position} bytes from there "
-                    "on cannot be read"
-                )
-                return
-            _merge(self.tables, rows)
-            self.position = header.end
-            yield batch
+        while (found := self._next(decode=True)) is not None:
+            yield found[1]
 
     def iter_batches(self) -> Iterator[tuple[npt.NDArray[np.void], Tables]]:
         """Hand out the batches as records (dtype RECORD) with the tables as of then; empty batches are left out.
@@ -167,21 +144,8 @@ class TraceReader:
             IntxtraceError: the disk failed.
         """
         events = 0
-        while not self.ended:
-            try:
-                header = messages.read_header(self._fd, self.position, self.size)
-                if header is None:
-                    self._end(header_size=len(messages.END_MARK))
-                    break
-                rows = _parse_rows(header.custom.get(TABLES_KEY.decode()))
-            except (CutError, DamageError, ValueError):
-                self._end(problem="it was cut off or damaged")
-                break
-            except OSError as error:
-                raise IntxtraceError(files.sentence(error, self.path)) from None
-            _merge(self.tables, rows)
-            events += header.rows
-            self.position = header.end
+        while (found := self._next(decode=False)) is not None:
+            events += found[0].rows
         return events
 
     def close(self) -> None:
@@ -198,9 +162,36 @@ class TraceReader:
     ) -> None:
         self.close()
 
+    def _next(self, decode: bool) -> tuple[Header, pa.RecordBatch | None] | None:
+        """Read the next batch and merge its table rows; None at the end, whatever it is."""
+        if self.ended:
+            return None
+        try:
+            header = messages.read_header(self._fd, self.position, self.size)
+            if header is None:
+                self._end(end_mark=len(messages.END_MARK))
+                return None
+            if header.type != messages.BATCH:
+                raise DamageError
+            batch = self._decode(header) if decode else None
+            rows = _parse_rows(header.custom.get(TABLES_KEY.decode()))
+        except CutError:
+            if self.position == self.size:
+                self._end("it has no end mark: the recording still runs, or was cut off after a whole batch")
+            else:
+                self._end(f"it was cut off: its last {self.size - self.position} bytes are no whole batch")
+            return None
+        except (DamageError, ValueError, pa.ArrowException, MemoryError, OSError) as error:
+            if isinstance(error, OSError) and error.errno is not None:  # pyarrow's codec errors have no number
+                raise IntxtraceError(files.sentence(error, self.path)) from None
+            lost = self.size - self.position
+            self._end(f"it is damaged at byte {self.position}: the {lost} bytes from there on cannot be read")
+            return None
+        _merge(self.tables, rows)
+        self.position = self.whole = header.end
+        return header, batch
+
     def _decode(self, header: Header) -> pa.RecordBatch:
-        if header.type != messages.BATCH:
-            raise DamageError
         message = messages.read_message(self._fd, header)
         batch = pa.ipc.read_record_batch(pa.ipc.read_message(pa.py_buffer(message)), self.schema)
         batch.validate()  # that each column's memory is as long as its rows
@@ -210,11 +201,10 @@ class TraceReader:
                 raise DamageError
         return batch
 
-    def _end(self, problem: str = "", header_size: int = 0) -> None:
-        end = self.position + header_size
-        if not problem and end != self.size:
-            problem = f"{self.size - end} bytes follow its end mark, which are not read"
-        self.position = end
+    def _end(self, problem: str = "", end_mark: int = 0) -> None:
+        self.position += end_mark
+        if not problem and self.position != self.size:
+            problem = f"{self.size - self.position} bytes follow its end mark, which are not read"
         self.ended, self.truncated, self.problem = True, bool(problem), problem
 
 
@@ -246,7 +236,7 @@ def repair(path: Path | str, out: Path | str, force: bool = False) -> TraceReade
             raise IntxtraceError(f"{out} is the trace itself; write the repaired copy to another file")
         for _ in reader.iter_record_batches():
             pass
-        whole = reader.position if reader.truncated else reader.position - len(messages.END_MARK)
+        whole = reader.whole
         fd = files.create(out, force=force)
         try:
             try:

@@ -1,0 +1,41 @@
+"""`intxtrace report`: the latency report, one self-contained HTML file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from intxtrace.cli.filters import Choice, with_filters
+
+
+@with_filters
+def report(
+    trace: Annotated[Path, typer.Argument(metavar="TRACE", help="A trace file (*.intx).")],
+    choice: Choice,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "-o", "--output", metavar="FILE", help="Where to write it (default: the trace's name, .html, here)."
+        ),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite FILE.")] = False,
+) -> None:
+    """Write the latency report: one HTML file that needs no network."""
+    from intxtrace import files
+    from intxtrace.api import open_trace
+    from intxtrace.cli import output, views
+    from intxtrace.errors import IntxtraceError
+
+    opened = open_trace(trace)
+    target = Path(trace.stem + ".html") if out is None else out
+    if target.exists() and target.samefile(trace):
+        raise IntxtraceError(f"{target} is the trace itself; write the report to another file")
+    if not force and (target.exists() or target.is_symlink()):
+        raise IntxtraceError(f"{target} exists; choose another name with -o, or overwrite it with --force")
+    filters = choice.resolve(opened.metadata, opened.tables, lambda: opened.begin_at)
+    page = views.report_html(views.analyse(opened, filters)).encode()
+    files.write_whole(target, page, force=force)
+    print(f"wrote {output.printable(str(target))} ({len(page):,} bytes)")
+    output.note_end(opened)

@@ -1,0 +1,30 @@
+"""`intxtrace summary`: the answer in a screen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from intxtrace.cli.filters import Choice, with_filters
+
+
+@with_filters
+def summary(
+    trace: Annotated[Path, typer.Argument(metavar="TRACE", help="A trace file (*.intx).")],
+    choice: Choice,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON (schema intxtrace.summary).")] = False,
+) -> None:
+    """Say which way each device's interrupts took, what they cost and where the time went."""
+    from intxtrace.api import open_trace
+    from intxtrace.cli import output, views
+
+    opened = open_trace(trace)
+    filters = choice.resolve(opened.metadata, opened.tables, lambda: opened.begin_at)
+    found = views.analyse(opened, filters)
+    if as_json:
+        print(views.summary_json(found), end="")
+    else:
+        views.print_summary(found)
+    output.note_end(opened)

@@ -1,0 +1,93 @@
+"""The wheel carries the C of the probes and the page, and puts nothing but intxtrace beside other packages."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import intxtrace
+
+ROOT = Path(__file__).parents[2]
+CARRIED = ("bpf", "reports")
+MARK = "mark.txt"
+"""A file in each carried folder of the copy, so that an empty folder cannot pass."""
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A copy of what a wheel is made of, so that building leaves nothing in the working tree."""
+    copy = tmp_path / "project"
+    ignore = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(ROOT / "intxtrace", copy / "intxtrace", symlinks=True, ignore=ignore)
+    for name in CARRIED:
+        if (ROOT / name).exists():
+            shutil.copytree(ROOT / name, copy / name, ignore=ignore)
+        (copy / name).mkdir(exist_ok=True)
+        (copy / name / MARK).write_text(name)
+    for name in ("pyproject.toml", "LICENSE"):
+        shutil.copy(ROOT / name, copy / name)
+    (copy / "README.md").write_text("# intxtrace\n")
+    (copy / "tests").mkdir()
+    (copy / "tests" / "__init__.py").write_text("")
+    return copy
+
+
+def run(*command: str | Path, cwd: Path) -> str:
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        command, cwd=cwd, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
+    )
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+def test_wheel_is_self_contained(project: Path, tmp_path: Path) -> None:
+    carried = {
+        f"intxtrace/{path.relative_to(project)}" for n in CARRIED for path in (project / n).rglob("*") if path.is_file()
+    }
+    modules = {str(path.relative_to(project)) for path in (project / "intxtrace").rglob("*.py")}
+    run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", tmp_path / "dist", cwd=project)
+    (wheel,) = (tmp_path / "dist").iterdir()
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+    assert {name.partition("/")[0] for name in names} == {"intxtrace", f"intxtrace-{intxtrace.__version__}.dist-info"}
+    assert {name for name in names if name.startswith("intxtrace/")} == modules | carried | {"intxtrace/py.typed"}
+
+
+def test_editable_install_finds_its_data(project: Path, tmp_path: Path) -> None:
+    run(sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv", cwd=tmp_path)
+    python = tmp_path / "venv" / "bin" / "python"
+    paths = {"base": str(tmp_path / "venv"), "platbase": str(tmp_path / "venv")}
+    # What is installed beside the tests is visible in the new environment, after its own packages.
+    Path(sysconfig.get_path("purelib", "venv", paths), "zz.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    run(
+        *(
+            sys.executable,
+            "-m",
+            "pip",
+            "--python",
+            python,
+            "install",
+            "--no-deps",
+            "--no-build-isolation",
+            "--no-index",
+        ),
+        *("--disable-pip-version-check", "-e", project),
+        cwd=tmp_path,
+    )
+    code = (
+        "import importlib.resources as r; root = r.files('intxtrace'); print(root.resolve()); "
+        f"print(*((root / name / '{MARK}').read_text() for name in {CARRIED}))"
+    )
+    where, data = run(python, "-c", code, cwd=tmp_path).splitlines()
+    assert Path(where) == (project / "intxtrace").resolve()
+    assert data.split() == list(CARRIED)
+    script = tmp_path / "venv" / "bin" / "intxtrace"
+    assert run(script, "--version", cwd=tmp_path) == f"intxtrace {intxtrace.__version__}\n"
