@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 import intxtrace
-from intxtrace.cli import info, interrupts, report, summary
+from intxtrace.cli import info, interrupts, record, report, summary
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -29,7 +29,7 @@ def _version(wanted: bool) -> None:
 
 @app.callback(
     epilog="Examples:\n\n"
-    "  intxtrace record -o trace.intx --duration 10\n\n"
+    "  intxtrace record -o trace.intx --duration 10s\n\n"
     "  intxtrace summary trace.intx\n\n"
     "  intxtrace report trace.intx -o report.html"
 )
@@ -45,7 +45,14 @@ def _examples(*lines: str) -> str:
     return "Examples:\n\n" + "\n\n".join(f"  {line}" for line in lines)
 
 
-# `record` is registered here: app.command(epilog=_examples(...))(record.record)
+app.command(
+    epilog=_examples(
+        "intxtrace record",
+        "intxtrace record -o slow.intx --vm win10 --duration 30s",
+        "intxtrace record --device 0000:01:00.0 --max-interrupts 10000",
+        "intxtrace record -- virsh start win10",
+    )
+)(record.record)
 app.command(
     epilog=_examples(
         "intxtrace info trace.intx",

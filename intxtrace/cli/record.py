@@ -18,16 +18,6 @@ if TYPE_CHECKING:
     from intxtrace.capture.recording import Stop
     from intxtrace.capture.session import Counts, Selection, Session
 
-EPILOG = """Examples:
-
-    intxtrace record
-
-    intxtrace record -o slow.intx --vm win10 --duration 30s
-
-    intxtrace record --device 0000:01:00.0 --max-interrupts 10000
-
-    intxtrace record -- virsh start win10"""
-
 _UNITS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "": 1.0}
 _SIZES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
