@@ -84,25 +84,27 @@
     })];
   }
 
-  function stages(device) {
-    const rows = [];
-    for (const found of device.paths.slice().reverse()) {
-      if (!found.mean) continue;
-      rows.push([found.path + ", median", [...found.median, null]]);
-      rows.push([found.path + ", mean", found.mean]);
-    }
-    // The axis is in the unit of its largest value.
-    const longest = Math.max(1, ...rows.map(([, values]) => values.reduce((sum, v) => sum + (v || 0), 0)));
-    const [scale, unit] = [[1e9, "s"], [1e6, "ms"], [1e3, "µs"], [1, "ns"]].find(([s]) => longest >= s);
+  function stages(device, choice) {
+    const rows = device.paths.filter((found) => found.mean).reverse().map((found) => {
+      const values = choice === "median" ? [...found.median, null] : found.mean;
+      return { path: found.path, values, sum: values.reduce((sum, value) => sum + (value || 0), 0) };
+    });
+    // The axis is in the unit of its longest bar.
+    const longest = Math.max(1, ...rows.map((row) => row.sum));
+    const [scale, unit] = [[1e9, "s"], [1e6, "ms"], [1e3, "µs"], [1, "ns"]].find(([size]) => longest >= size);
+    const share = choice === "share";
     const traces = STAGES.map(([key, word], i) => ({
-      type: "bar", orientation: "h", name: word, y: rows.map(([name]) => name), x: rows.map(([, values]) => values[i] === null ? null : values[i] / scale),
+      type: "bar", orientation: "h", name: word, y: rows.map((row) => row.path),
+      x: rows.map(({ values, sum }) => values[i] === null ? null : share ? 100 * values[i] / (sum || 1) : values[i] / scale),
       marker: { color: color("stage-" + key) },
-      text: rows.map(([, values]) => values[i] ? duration(values[i]) : ""), textposition: "inside", insidetextanchor: "middle",
+      text: rows.map(({ values, sum }) => !values[i] ? "" : share ? Math.round(100 * values[i] / sum) + " %" : duration(values[i])),
+      textposition: "inside", insidetextanchor: "middle", insidetextfont: { color: "#fff" },
       hovertemplate: "%{y}: %{text}<extra>" + word + "</extra>",
     })).filter((trace) => trace.x.some((value) => value));
     return [traces, layout({
-      barmode: "stack", bargap: 0.25, uniformtext: { mode: "hide", minsize: 9 },
-      xaxis: axis({ title: { text: "masked time, " + unit } }),
+      barmode: "stack", bargap: 0.3, uniformtext: { mode: "hide", minsize: 9 },
+      legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom", traceorder: "normal" },
+      xaxis: axis({ title: { text: share ? "% of the mean masked time" : choice + " masked time, " + unit } }),
       yaxis: axis({ gridcolor: "rgba(0,0,0,0)" }),
     })];
   }
@@ -163,7 +165,7 @@
     const end = data.recording.duration / 1e9;
     return [traces, layout({
       barmode: "stack", bargap: 0, hovermode: "closest",
-      xaxis: axis({ title: { text: "s from the begin" }, anchor: "y", range: [Math.min(0, begin), Math.max(end, seconds)] }),
+      xaxis: axis({ title: { text: "seconds since the recording began" }, anchor: "y", range: [0, Math.max(end, seconds / 10)] }),
       yaxis: axis(logTicks({ title: { text: "masked time" }, domain: [0, 0.52], range: cells.size ? [low / 10, (high + 1) / 10] : [3, 6] }, low / 10, high / 10)),
       yaxis2: axis({ title: { text: narrow() ? "/s" : "interrupts/s" }, domain: [0.58, 0.9], rangemode: "tozero" }),
       yaxis3: axis({ domain: [0.94, 1], fixedrange: true, gridcolor: "rgba(0,0,0,0)", range: [-0.5, 0.5] }),

@@ -39,26 +39,36 @@ class SampleMetadata:
 def tables(hostile: bool = False) -> Tables:
     """Three devices in two VMs; one of them never interrupts. Names are hostile on demand."""
     first, second = (HOSTILE, MARKUP) if hostile else ("win10", "build-runner")
+    core, qemu = "[vfio_pci_core]", "/usr/bin/qemu-system-x86_64"
+    bars = ["QEMU_REGION_READ", "QEMU_REGION_WRITE", "QEMU_REGION_COUNT", "QEMU_REGION_OFFSETS"]
+    probes = [
+        ("vfio_intx_handler", ["HANDLER_ENTRY", "HANDLER_EXIT"], "attached", "fentry", core, "btf", ""),
+        ("vfio_pci_intx_unmask_handler", ["UNMASK_ENTRY", "UNMASK_EXIT"], "attached", "fexit", core, "btf", ""),
+        ("pci_check_and_unmask_intx", ["CHECKED_UNMASK"], "fallback", "kretprobe", "", "kallsyms", "fexit was refused"),
+        ("kvm_set_irq", ["KVM_SET_IRQ"], "attached", "raw_tracepoint", "kvm:kvm_set_irq", "btf", ""),
+        ("qemu_vfio_intx_interrupt", ["QEMU_INTERRUPT"], "attached", "uprobe", qemu, "trace-variable", ""),
+        ("qemu_vfio_region_read", bars, "attached", "uprobe", qemu, "trace-variable", ""),
+        ("kvm_apic_accept_irq", ["APIC_ACCEPT"], "missing", "", "", "", "this kernel has no such tracepoint"),
+    ]
+    devices = [
+        ("0000:01:00.0", 0x8086, 0x10D3, "82574L Gigabit Network", 16, 4242),
+        ("0000:05:00.0", 0x1B36, 0x000D, "QEMU XHCI Host Controller", 17, 5151),
+        ("0000:06:00.0", 0x1000, 0x0030, "53c1030 SCSI", 19, 5151),
+    ]
     return Tables(
         probes=[
-            Probe(1, "vfio_intx_handler", ["HANDLER_ENTRY", "HANDLER_EXIT"], "attached", "fentry", "vfio_intx_handler [vfio_pci_core]", 0, "btf"),
-            Probe(2, "vfio_pci_intx_unmask_handler", ["UNMASK_ENTRY", "UNMASK_EXIT"], "attached", "fexit", "vfio_pci_intx_unmask_handler [vfio_pci_core]", 0, "btf"),
-            Probe(3, "pci_check_and_unmask_intx", ["CHECKED_UNMASK"], "fallback", "kretprobe", "pci_check_and_unmask_intx", 0, "kallsyms", "fexit was refused: no BTF for the function"),
-            Probe(4, "kvm_set_irq", ["KVM_SET_IRQ"], "attached", "raw_tracepoint", "kvm:kvm_set_irq", 0, "btf"),
-            Probe(5, "qemu_vfio_intx_interrupt", ["QEMU_INTERRUPT"], "attached", "uprobe", "vfio_intx_interrupt", 0x51A2C0, "trace-variable"),
-            Probe(6, "qemu_vfio_region_read", ["QEMU_REGION_READ", "QEMU_REGION_COUNT", "QEMU_REGION_OFFSETS"], "attached", "uprobe", "vfio_region_read", 0x4F3B10, "trace-variable"),
-            Probe(7, "kvm_apic_accept_irq", ["APIC_ACCEPT"], "missing", reason="the tracepoint does not exist in this kernel"),
+            Probe(i, name, kinds, state, method, target, 0, resolved, reason)
+            for i, (name, kinds, state, method, target, resolved, reason) in enumerate(probes, 1)
         ],
         vms=[
-            Vm(1, pid=4242, name=first, qemu_path="/usr/bin/qemu-system-x86_64", qemu_version="7.2.15"),
-            Vm(2, pid=5151, name=second, qemu_path="/usr/bin/qemu-system-x86_64", qemu_version="7.2.15"),
+            Vm(1, pid=4242, name=first, qemu_path=qemu, qemu_version="7.2.15"),
+            Vm(2, pid=5151, name=second, qemu_path=qemu, qemu_version="7.2.15"),
         ],
         devices=[
-            Device(1, bdf="0000:01:00.0", vendor_id=0x8086, device_id=0x10D3, name="82574L Gigabit Network", host_irq=16, vm_pid=4242),
-            Device(2, bdf="0000:05:00.0", vendor_id=0x1B36, device_id=0x000D, name="QEMU XHCI Host Controller", host_irq=17, vm_pid=5151),
-            Device(3, bdf="0000:06:00.0", vendor_id=0x1000, device_id=0x0030, name="53c1030 SCSI", host_irq=19, vm_pid=5151),
+            Device(i, bdf=bdf, vendor_id=vendor, device_id=device, name=name, host_irq=irq, vm_pid=pid)
+            for i, (bdf, vendor, device, name, irq, pid) in enumerate(devices, 1)
         ],
-    )  # fmt: skip
+    )
 
 
 # Median stage latencies in µs: signal, inject, guest, unmask.
@@ -66,46 +76,57 @@ _MEDIANS = {
     "kernel": (0.9, 6.0, 14.0, 5.0),
     "hybrid": (0.9, 1.5, 22.0, 17.0),
     "userspace": (38.0, 9.0, 30.0, 11.0),
-    "held": (0.9, 6.0, 14.0, 900.0),
+    "held": (0.9, 6.0, 14.0, 90.0),
     "unknown": (0.9, 6.0, 14.0, 5.0),
 }
+
+Phase = tuple[str, float, bool | None, str]
+"""State, share of the recording's time, whether the BARs are mapped, reason."""
+
+FLAPPING: tuple[Phase, ...] = (
+    ("off", 0.01, None, "the trace began"),
+    ("userspace", 0.02, False, "vfio_intx_enable"),
+    ("kernel", 0.40, True, "KVM_IRQFD with a resamplefd returned 0"),
+    ("userspace", 0.22, False, "KVM_IRQFD was taken back"),
+    ("hybrid", 0.05, True, "KVM_IRQFD without a resamplefd returned 0"),
+    ("kernel", 0.30, True, "KVM_IRQFD with a resamplefd returned 0"),
+)
+STEADY: tuple[Phase, ...] = (
+    ("off", 0.01, None, "the trace began"),
+    ("kernel", 0.99, True, "KVM_IRQFD with a resamplefd returned 0"),
+)
 
 
 def interrupts(
     number: int,
     *,
+    phases: tuple[Phase, ...] = FLAPPING,
     device: int = 1,
     bdf: str = "0000:01:00.0",
     vm: str | None = "win10",
     vm_pid: int = 4242,
     host_irq: int = 16,
     seed: int = 1,
-    begin: int = BEGIN,
     seconds: float = 60.0,
-    mix: dict[str, float] | None = None,
     resignals: float = 0.5,
     clock: bool = True,
+    strays: float = 0.006,
 ) -> pd.DataFrame:
-    """Make interrupts of one device. `mix` gives the share of each path in order of time; `resignals` the share of
-    resignals on the userspace path.
+    """Make interrupts of one device, busy and idle by turns, with two bursts. `resignals` is their share on the
+    userspace path, `strays` that of held ones and of unknown paths.
     """
     rng = np.random.default_rng(seed)
-    mix = mix or {"userspace": 0.02, "kernel": 0.78, "hybrid": 0.02, "held": 0.01, "unknown": 0.01}
-    mix = {name: value / sum(mix.values()) for name, value in mix.items()}
-    edges = np.cumsum([0, *mix.values()])
-    paths = np.array(list(mix), object)[
-        np.clip(np.searchsorted(edges, np.arange(number) / number, "right") - 1, 0, len(mix) - 1)
-    ]
-    stray = rng.random(number) < 0.01
-    paths[stray] = rng.choice(np.array(list(mix), object), stray.sum())
-
-    # Busy and idle seconds, and two bursts.
     weight = 1 + 0.8 * np.sin(np.linspace(0, 9, 600)) + rng.random(600)
     weight[[140, 141, 410]] *= 25
+    if phases[0][0] == "off":
+        weight[: int(600 * phases[0][1])] = 0
     cumulative = np.r_[0, np.cumsum(weight)] / weight.sum()
-    raised = (
-        np.sort(np.interp(rng.random(number), cumulative, np.linspace(0, seconds, 601)) * 1e9).astype(np.int64) + begin
-    )
+    wanted = np.sort(np.interp(rng.random(number), cumulative, np.linspace(0, seconds, 601)))
+    edges = np.cumsum([share for _, share, _, _ in phases]) * seconds
+    states = np.array([state for state, _, _, _ in phases], object)
+    paths = states[np.minimum(np.searchsorted(edges, wanted, "right"), len(states) - 1)]
+    stray = rng.random(number) < strays
+    paths[stray] = rng.choice(np.array(["held", "unknown"], object), stray.sum())
 
     stages = np.empty((4, number))
     for path, medians in _MEDIANS.items():
@@ -115,6 +136,9 @@ def interrupts(
     slow = rng.random(number) < 0.004
     stages[0, slow] *= rng.lognormal(3.0, 0.9, slow.sum())
     signal, inject, guest, unmask = (stage.astype(np.int64) for stage in stages)
+    # A line is raised only after it was unmasked.
+    before = np.r_[0, np.cumsum(signal + inject + guest + unmask)[:-1]]
+    raised = np.maximum.accumulate((wanted * 1e9).astype(np.int64) - before) + before + BEGIN
 
     userspace = paths == "userspace"
     origin = np.full(number, "hardware", object)
@@ -125,6 +149,8 @@ def interrupts(
     outcome = np.full(number, "complete", object)
     for word, chance in (("headless", 0.0005), ("lossy", 0.002), ("cancelled", 0.0005)):
         outcome[rng.random(number) < chance] = word
+    if number >= 100:  # every outcome occurs
+        outcome[[number // 5, number // 3, number // 2]] = ["headless", "lossy", "cancelled"]
     outcome[-1] = "open"
 
     at = np.cumsum(np.vstack([raised, signal, inject, guest, unmask]), axis=0)
@@ -141,7 +167,7 @@ def interrupts(
 
     def masked(values: Ints, *gone: str) -> pd.Series[int]:
         null = np.logical_or.reduce([missing[name] for name in gone])
-        return pd.Series(pd.arrays.IntegerArray(values.astype(np.int64), null if clock or "_ns" not in gone else null))
+        return pd.Series(pd.arrays.IntegerArray(values.astype(np.int64), null))
 
     def duration(begin_name: str, end_name: str) -> pd.Series[int]:
         values = masked(columns[end_name] - columns[begin_name], begin_name, end_name)
@@ -181,33 +207,20 @@ def interrupts(
 
 
 def states(
-    *, device: int = 1, bdf: str = "0000:01:00.0", vm: str | None = "win10", seconds: float = 60.0
+    *,
+    phases: tuple[Phase, ...] = FLAPPING,
+    device: int = 1,
+    bdf: str = "0000:01:00.0",
+    vm: str | None = "win10",
+    seconds: float = 60.0,
 ) -> pd.DataFrame:
-    """A device that is enabled in userspace, gets its bypass, loses it for a while, and has it at the end."""
+    """Make the states of one device; the last has no end."""
+    edges = [BEGIN, *(BEGIN + int(edge * seconds * S) for edge in np.cumsum([share for _, share, _, _ in phases]))]
     rows = [
-        ("off", None, 0.0, 0.01, "the trace began"),
-        ("userspace", False, 0.01, 0.03, "vfio_intx_enable"),
-        ("kernel", True, 0.03, 0.55, "KVM_IRQFD with a resamplefd returned 0"),
-        ("userspace", True, 0.55, 0.60, "KVM_IRQFD was taken back"),
-        ("kernel", True, 0.60, None, "KVM_IRQFD with a resamplefd returned 0"),
+        (device, bdf, vm, state, mapped, edges[i], None if i == len(phases) - 1 else edges[i + 1], reason)
+        for i, (state, _, mapped, reason) in enumerate(phases)
     ]
-    length = int(seconds * S)
-    frame = pd.DataFrame(
-        [
-            (
-                device,
-                bdf,
-                vm,
-                state,
-                mapped,
-                BEGIN + int(a * length),
-                None if b is None else BEGIN + int(b * length),
-                reason,
-            )
-            for state, mapped, a, b, reason in rows
-        ],
-        columns=list(DEVICE_STATES),
-    )
+    frame = pd.DataFrame(rows, columns=list(DEVICE_STATES))
     return frame.astype({name: dtype for name, (dtype, _) in DEVICE_STATES.items()})
 
 
@@ -248,17 +261,20 @@ def sample(number: int = 20_000, *, hostile: bool = False) -> list[Batch]:
     """A recording of two VMs: a network card whose bypass came and went, and a USB controller on the kernel path."""
     first, second = (HOSTILE, MARKUP) if hostile else ("win10", "build-runner")
     busy = number * 4 // 5
-    mix = {"userspace": 0.30, "kernel": 0.65, "hybrid": 0.02, "held": 0.01, "unknown": 0.02}
-    network = interrupts(busy, vm=first, mix=mix)
+    network = interrupts(busy, vm=first)
     usb = interrupts(
-        number - busy, device=2, bdf="0000:05:00.0", vm=second, vm_pid=5151, host_irq=17, seed=2, mix={"kernel": 1.0}
+        number - busy,
+        phases=STEADY,
+        device=2,
+        bdf="0000:05:00.0",
+        vm=second,
+        vm_pid=5151,
+        host_irq=17,
+        seed=2,
+        strays=0,
     )
     usb["id"] += busy
-    return [
-        (network, states(vm=first), counters(vm=first)),
-        (
-            usb,
-            states(device=2, bdf="0000:05:00.0", vm=second).iloc[:3],
-            counters(device=2, bdf="0000:05:00.0", vm=second, seed=4).iloc[:-2],
-        ),
-    ]
+    usb_states = states(phases=STEADY, device=2, bdf="0000:05:00.0", vm=second)
+    usb_counters = counters(device=2, bdf="0000:05:00.0", vm=second, seed=4)
+    usb_counters = usb_counters[~usb_counters["counter"].isin(["lost", "bar_reads", "bar_writes"])]
+    return [(network, states(vm=first), counters(vm=first)), (usb, usb_states, usb_counters)]

@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 _MS, _S = 1_000_000, 1_000_000_000
 
-TIME_STEPS = tuple(
+TIME_STEPS: tuple[int, ...] = tuple(
     [step * _MS for step in (1, 5, 10, 50, 100, 500)]
     + [step * _S for step in (1, 5, 10, 60, 300, 600, 3_600, 21_600, 86_400)]
     + [86_400 * _S * 10**power for power in range(1, 6)]

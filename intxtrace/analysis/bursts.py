@@ -42,7 +42,7 @@ class BurstFinder:
         first = self._seen - len(self._tail)
         self._seen = first + len(instants)
         reach = self._reach
-        hot = np.flatnonzero(instants[reach:] - instants[: len(instants) - reach] <= self._window)
+        hot = np.flatnonzero(instants[reach:] - instants[: max(len(instants) - reach, 0)] <= self._window)
         if len(hot):
             breaks = np.flatnonzero(np.diff(hot) > reach)
             for begin, end in zip(

@@ -80,7 +80,9 @@ class Histogram:
         low, high = self._min, self._max
 
         def quantile(q: float) -> int:
-            return min(max(round(sketch.get_quantile_value(q)), low), high)
+            value = sketch.get_quantile_value(q)
+            assert value is not None  # only an empty sketch has none
+            return min(max(round(value), low), high)
 
         return Distribution(
             count=self.count,

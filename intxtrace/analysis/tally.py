@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -159,7 +159,7 @@ class DeviceTally:
         self._slowest = sorted(rows, key=lambda row: (-(row.masked_ns or 0), row.id))[:wanted]
 
     def place(self, instants: Ints, path: Ints, masked: Ints, step: int) -> None:
-        """Take the instants of interrupts, in bins of time of `step` ns; masked time is `NULL` where it is not to count."""
+        """Take the instants of interrupts, in bins of `step` ns; masked time is `NULL` where it is not to count."""
         placed = instants != NULL
         instants, path, masked = instants[placed], path[placed], masked[placed]
         self._bursts.add(instants)
@@ -195,9 +195,9 @@ class DeviceTally:
         known = frame["offset"].notna()
         for counter, number in frame[~known].groupby("counter")["count"].sum().items():
             self._totals[str(counter)] += int(number)
-        by_offset = frame[known].groupby(["region", "offset", "counter"], dropna=False)["count"].sum()
-        for (region, offset, counter), number in by_offset.items():  # type: ignore[misc]
-            self._offsets[plain(region), int(offset), str(counter)] += int(number)
+        columns = [frame[name][known].tolist() for name in ("region", "offset", "counter", "count")]
+        for region, offset, name, number in zip(*columns, strict=True):
+            self._offsets[plain(region), int(offset), str(name)] += int(number)
         if len(self._offsets) > OFFSETS_KEPT:
             for key, number in self._offsets.most_common()[OFFSETS_KEPT:]:
                 self._other_offsets[key[2]] += number

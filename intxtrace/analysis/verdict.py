@@ -10,12 +10,19 @@ from intxtrace.units import count, duration, plural, share
 if TYPE_CHECKING:
     from intxtrace.analysis.results import Counts, Floods, PathLatency
 
-COMPARABLE = 1_000
-"""So many complete interrupts on each of two paths make their p99 worth comparing."""
 RESIGNAL_SHARE = 0.10
 """Above this share of resignals they are a flood."""
 STRAY_SHARE = 0.01
 """Above this share of interrupts on another path than kernel, the device is not on the fast path."""
+
+
+_WENT = {
+    "kernel": "took the kernel path",
+    "hybrid": "took the hybrid path",
+    "userspace": "took the userspace path",
+    "held": "were held",
+    "unknown": "took a path that is not known",
+}
 
 
 def judge(
@@ -36,11 +43,11 @@ def judge(
     clauses = [_path(path, counts)]
     taken = {found.path: found for found in latency}
     clauses[0] += _latency(taken[path])
-    kernel = taken.get("kernel")
-    p99 = taken[path].masked_ns.p99
-    if path != "kernel" and kernel and kernel.masked_ns.p99 is not None and p99 is not None:
-        if min(kernel.masked_ns.count, taken[path].masked_ns.count) >= COMPARABLE:
-            clauses.append(f"on the kernel path p99 was {duration(kernel.masked_ns.p99)} in the same recording")
+    clauses += [
+        f"{share(other.interrupts, counts.total)} {_WENT[other.path]}{_latency(other, short=True)}"
+        for other in latency
+        if other.path not in (path, "all") and other.interrupts >= STRAY_SHARE * counts.total
+    ]
     flooded = floods.resignals > RESIGNAL_SHARE * counts.total
     if flooded:
         clauses.append(
@@ -73,10 +80,12 @@ def _path(path: str, counts: Counts) -> str:
     return f"{part} took the {path} path"
 
 
-def _latency(taken: PathLatency) -> str:
+def _latency(taken: PathLatency, short: bool = False) -> str:
     masked = taken.masked_ns
     if masked.p50 is None:
         return ", no masked time could be measured"
+    if short:
+        return f" (p99 {duration(masked.p99)})"
     return (
         f", masked {duration(masked.p50)} in the median, {duration(masked.p99)} at p99, {duration(masked.max)} at most"
     )

@@ -13,6 +13,7 @@ from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 import jinja2
+from markupsafe import Markup
 
 from intxtrace import units
 from intxtrace.analysis.results import MEASURES, STAGE_MEASURES
@@ -48,10 +49,10 @@ def write_report(found: Summary) -> str:
         found=found,
         detailed=detailed,
         listed=found.devices[:LISTED],
-        style=jinja2.utils.markupsafe.Markup(_asset("style.css")),
-        plotly=jinja2.utils.markupsafe.Markup(plotly),
-        script=jinja2.utils.markupsafe.Markup(script),
-        data=jinja2.utils.markupsafe.Markup(data),
+        style=Markup(_asset("style.css")),
+        plotly=Markup(plotly),
+        script=Markup(script),
+        data=Markup(data),
         policy=_policy(plotly, script),
         measures=MEASURES,
         stage_words=STAGES,
