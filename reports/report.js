@@ -98,7 +98,7 @@
       x: rows.map(({ values, sum }) => values[i] === null ? null : share ? 100 * values[i] / (sum || 1) : values[i] / scale),
       marker: { color: color("stage-" + key) },
       text: rows.map(({ values, sum }) => !values[i] ? "" : share ? Math.round(100 * values[i] / sum) + " %" : duration(values[i])),
-      textposition: "inside", insidetextanchor: "middle", insidetextfont: { color: "#fff" },
+      textposition: "inside", insidetextanchor: "middle",
       hovertemplate: "%{y}: %{text}<extra>" + word + "</extra>",
     })).filter((trace) => trace.x.some((value) => value));
     return [traces, layout({

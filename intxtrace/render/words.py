@@ -21,7 +21,7 @@ OUTCOMES = {
     "cancelled": "INTx was disabled, or the VM went, before its end",
 }
 
-LEVELS = {"good": "fast path", "note": "worth a look", "bad": "flood", "unknown": "not known"}
+LEVELS = {"good": "fast path", "note": "worth a look", "bad": "flood", "unknown": "no verdict"}
 
 REASONS = {
     "unmeasured": "complete, but with no masked time: it is not known when they were raised (the line rose while "

@@ -119,7 +119,7 @@ def test_policy_stops_what_escaping_would_miss(browser: Browser, reports: dict[s
     assert any("Content Security Policy" in message for message in opened.messages)
 
 
-def test_theme_button_and_print(browser: Browser, reports: dict[str, Path], tmp_path: Path) -> None:
+def test_theme_button_and_print(browser: Browser, reports: dict[str, Path]) -> None:
     opened = open_report(browser, reports["plain"])
     page = opened.page
     color = "getComputedStyle(document.body).backgroundColor"
@@ -127,8 +127,7 @@ def test_theme_button_and_print(browser: Browser, reports: dict[str, Path], tmp_
     page.click("#theme")
     assert page.evaluate(color) != light
     closed = page.locator("details:not([open])").count()
-    paper = page.pdf(format="A4")
-    assert paper.startswith(b"%PDF")
+    assert page.pdf(prefer_css_page_size=True).startswith(b"%PDF")
     assert page.locator("details:not([open])").count() == closed
     assert opened.messages == []
 
@@ -139,3 +138,14 @@ def test_interrupts_have_links(browser: Browser, reports: dict[str, Path]) -> No
     first.click()
     assert page.url.endswith(first.get_attribute("href"))
     assert page.locator(first.get_attribute("href")).is_visible()
+
+
+def test_tables_fit_on_paper(browser: Browser, reports: dict[str, Path]) -> None:
+    page = open_report(browser, reports["plain"], width=1030, scheme="dark").page  # A4 across, less its margins
+    page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
+    page.emulate_media(media="print")
+    widest = "Math.max(...[...document.querySelectorAll('table')].map((t) => t.getBoundingClientRect().right))"
+    assert page.evaluate(widest) <= 1030
+    assert page.locator("details:not([open])").count() == 0
+    page.evaluate("window.dispatchEvent(new Event('afterprint'))")
+    assert page.locator("details:not([open])").count() > 0
