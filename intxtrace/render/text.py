@@ -1,0 +1,214 @@
+"""Results in a terminal, within 80 columns. Names come from guests: they are shown as text, never as markup."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+from rich.text import Text
+
+from intxtrace.analysis.results import MEASURES, STAGE_MEASURES
+from intxtrace.render.words import LEVELS, OUTCOMES, STAGES, wall_clock
+from intxtrace.units import UNKNOWN, count, duration, plural, printable, rate, share, short_count
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from rich.console import Console
+
+    from intxtrace.analysis import Metadata
+    from intxtrace.analysis.results import DeviceSummary, Interrupt, PathLatency, ProbeState, Quality, Summary
+    from intxtrace.trace.tables import Tables
+
+_COLORS = {"good": "green", "note": "yellow", "bad": "red", "unknown": "bright_black"}
+_STATES = {"attached": "green", "fallback": "yellow", "missing": "red"}
+WIDE = 110
+"""From so many columns on, interrupts are shown with VM and instant."""
+
+
+def print_summary(found: Summary, console: Console) -> None:
+    """Print the answer in a screen: verdict, latency by path and stage, floods and data quality."""
+    recording = found.recording
+    parts = [recording.hostname, f"Linux {recording.kernel}", wall_clock(recording.started_at)]
+    if recording.duration_ns is not None:
+        parts.append(duration(recording.duration_ns))
+    console.print(Text(" · ".join(printable(part, 80) for part in parts), style="dim"))
+    if not found.devices:
+        console.print("The trace names no device.")
+    for device in found.devices:
+        _print_device(device, console)
+    console.print()
+    _print_quality(found.quality, console)
+
+
+def _print_device(device: DeviceSummary, console: Console) -> None:
+    console.print()
+    level = device.verdict.level
+    console.print(Text.assemble((f"{LEVELS[level]}: ", f"bold {_COLORS[level]}"), printable(device.verdict.text, 600)))
+    if not device.counts.total:
+        return
+    table = _table("masked", "count", "share", "p50", "p90", "p99", "p99.9", "p99.99", "max")
+    for path in device.latency:
+        masked = path.masked_ns
+        values = (masked.p50, masked.p90, masked.p99, masked.p99_9, masked.p99_99, masked.max)
+        table.add_row(
+            path.path,
+            short_count(path.interrupts),
+            share(path.interrupts, device.counts.total),
+            *(duration(value) for value in values),
+        )
+    console.print(table)
+    console.print(_stages(device.latency))
+    facts = [f"rate {rate(device.rate.mean)}, peak {rate(device.rate.peak)}", *_floods(device)]
+    states = ", ".join(f"{state} {duration(ns)}" for state, ns in device.states.time_ns.items())
+    if states:
+        facts.append(f"states: {states}")
+    console.print(Text("  " + "\n  ".join(facts)))
+
+
+def _stages(latency: tuple[PathLatency, ...]) -> Table:
+    table = _table("p50/p99", *(STAGES[measure] for measure in STAGE_MEASURES))
+    for path in latency:
+        found = [getattr(path, measure) for measure in STAGE_MEASURES]
+        cells = (UNKNOWN if f.p50 is None else f"{_short(f.p50)}/{_short(f.p99)}" for f in found)
+        table.add_row(path.path, *cells)
+    return table
+
+
+def _short(ns: int | None) -> str:
+    return duration(ns).replace(" ", "")
+
+
+def _floods(device: DeviceSummary) -> list[str]:
+    floods = device.floods
+    accesses = floods.bar_accesses
+    lines = [f"resignals {count(floods.resignals)} ({share(floods.resignals, device.counts.total)})"]
+    if floods.bursts is not None and floods.burst_ns is not None:
+        lines[0] += f", bursts {count(floods.bursts)}"
+        if floods.bursts:
+            lines[0] += f" ({plural(floods.burst_interrupts or 0, 'interrupt')} in {duration(floods.burst_ns)})"
+    lines.append(
+        f"handler calls {count(floods.handler_calls)}, unclaimed {count(floods.unclaimed)}, "
+        f"re-entries {count(floods.reentries)}, coalesced {count(device.counts.coalesced)}"
+    )
+    trapped = f"trapped BAR reads {short_count(floods.bar_reads)}, writes {short_count(floods.bar_writes)}"
+    if accesses.mean is not None:
+        trapped += f"; per interrupt {accesses.mean}, at most {count(accesses.max)}"
+    lines.append(trapped)
+    if floods.top_offsets:
+        top = floods.top_offsets[0]
+        region = UNKNOWN if top.region is None else top.region
+        lines.append(
+            f"most accessed: BAR {region} offset {top.offset:#x}, {count(top.reads)} reads, {count(top.writes)} writes"
+        )
+    lines.append(f"spurious wake-ups {count(floods.spurious_wakeups)}, no-op unmasks {count(floods.noop_unmasks)}")
+    return lines
+
+
+def _print_quality(quality: Quality, console: Console) -> None:
+    outcomes = ", ".join(f"{short_count(getattr(quality, name))} {name}" for name in OUTCOMES)
+    console.print(Text(f"{plural(quality.interrupts, 'interrupt')}: {outcomes}"))
+    console.print(
+        Text(f"{count(quality.unmeasured)} complete ones unmeasured, {count(quality.unknown_path)} on an unknown path")
+    )
+    console.print(Text(f"events lost: {count(quality.lost)}", style="bold red" if quality.lost else ""))
+    console.print(
+        Text(
+            f"probes: {quality.probes_attached} attached, {quality.probes_fallback} by a fallback, "
+            f"{quality.probes_missing} missing",
+            style="yellow" if quality.probes_missing else "",
+        )
+    )
+
+
+def print_interrupts(rows: tuple[Interrupt, ...], console: Console, begin_at: int | None = None) -> None:
+    """Print interrupts, one a row, in their order; with VM and instant since `begin_at` where there is room."""
+    wide = console.width >= WIDE
+    table = _table(
+        "id", "device", "path", "origin", "outcome", *("masked", *(STAGES[m] for m in STAGE_MEASURES)), left=5
+    )
+    if wide:
+        table.add_column("at", justify="right", no_wrap=True)
+        table.add_column("VM", overflow="ellipsis", no_wrap=True)
+    for row in rows:
+        cells: list[str | Text] = [
+            count(row.id).replace(",", ""),
+            Text(printable(row.bdf or UNKNOWN, 16).removeprefix("0000:")),
+            row.path,
+            row.origin,
+            row.outcome,
+            *(_short(getattr(row, measure)) for measure in MEASURES),
+        ]
+        if wide:
+            at = None if row.raised_at is None or begin_at is None else row.raised_at - begin_at
+            cells += [UNKNOWN if at is None else f"{at / 1e9:.6f} s", Text(printable(row.vm or UNKNOWN, 40))]
+        table.add_row(*cells)
+    console.print(table)
+
+
+def print_info(metadata: Metadata, tables: Tables, console: Console, events: Mapping[str, int] | None = None) -> None:
+    """Print what a trace file holds: where it is from, VMs, devices, probes, and how many events of each kind."""
+    facts: list[tuple[str, Any]] = [
+        ("host", f"{metadata.hostname}, Linux {metadata.kernel}, {metadata.machine}"),
+        ("began", wall_clock(metadata.started_at)),
+        ("clock", metadata.clock),
+        ("command", " ".join(metadata.command_line)),
+        ("made with", f"intxtrace {metadata.tool_version}, trace format {metadata.format_version}"),
+    ]
+    grid = Table.grid(padding=(0, 2))
+    for name, value in facts:
+        grid.add_row(name, Text(printable(str(value), 400)))
+    console.print(grid)
+    if tables.vms:
+        console.print()
+        table = _table("VM", "process", "QEMU", left=3)
+        for vm in tables.vms:
+            table.add_row(Text(printable(vm.name, 40)), str(vm.pid), Text(printable(vm.qemu_version or UNKNOWN, 30)))
+        console.print(table)
+    if tables.devices:
+        console.print()
+        table = _table("device", "IDs", "host IRQ", "process", "name", left=5)
+        for device in tables.devices:
+            table.add_row(
+                Text(printable(device.bdf or UNKNOWN, 16)),
+                f"{device.vendor_id:04x}:{device.device_id:04x}" if device.vendor_id else UNKNOWN,
+                UNKNOWN if device.host_irq is None else str(device.host_irq),
+                UNKNOWN if device.vm_pid is None else str(device.vm_pid),
+                Text(printable(device.name or UNKNOWN, 60)),
+            )
+        console.print(table)
+    if events:
+        console.print()
+        table = _table("events", "count")
+        for kind, number in sorted(events.items(), key=lambda item: (-item[1], item[0])):
+            table.add_row(Text(printable(kind, 40)), count(number))
+        table.add_row("all", count(sum(events.values())))
+        console.print(table)
+    if tables.probes:
+        console.print()
+        print_probes(tuple(tables.probes), console)
+
+
+def print_probes(probes: tuple[Any, ...] | tuple[ProbeState, ...], console: Console) -> None:
+    """Print how each probe was attached, or why not."""
+    table = _table("probe", "state", "how", left=3)
+    table.columns[2].overflow = "fold"
+    table.columns[2].no_wrap = False
+    for probe in probes:
+        how = f"{probe.method} {probe.target}".strip()
+        if probe.reason:
+            how = f"{how}: {probe.reason}" if how else probe.reason
+        table.add_row(
+            Text(printable(probe.name, 40)),
+            Text(printable(probe.state, 10), style=_STATES.get(probe.state, "")),
+            Text(printable(how, 300)),
+        )
+    console.print(table)
+
+
+def _table(*columns: str, left: int = 1) -> Table:
+    """Make a plain table whose first `left` columns are words."""
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
+    for place, name in enumerate(columns):
+        table.add_column(name, justify="left" if place < left else "right", no_wrap=True, overflow="ellipsis")
+    return table

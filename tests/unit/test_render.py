@@ -1,0 +1,200 @@
+"""Text, JSON and page say the same, and take every name for a name."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from html.parser import HTMLParser
+from typing import Any
+
+import pandas as pd
+import pytest
+from rich.console import Console
+
+from intxtrace.analysis import Summary, analyse, interrupt_rows
+from intxtrace.render import html
+from intxtrace.render.html import write_report
+from intxtrace.render.json import interrupts as interrupts_json
+from intxtrace.render.json import summary as summary_json
+from intxtrace.render.json import to_json
+from intxtrace.render.text import print_info, print_interrupts, print_summary
+from intxtrace.trace.tables import Tables, Vm
+from intxtrace.units import count, duration
+from tests.frames_sample import HOSTILE, MARKUP, SampleMetadata, interrupts, sample, tables
+
+
+@pytest.fixture(scope="module")
+def found() -> Summary:
+    return analyse(sample(5_000), SampleMetadata(), tables())
+
+
+@pytest.fixture(scope="module")
+def hostile() -> Summary:
+    return analyse(sample(2_000, hostile=True), SampleMetadata(hostname=HOSTILE), tables(hostile=True))
+
+
+def console(width: int = 80, terminal: bool = False) -> Console:
+    return Console(
+        width=width,
+        file=io.StringIO(),
+        force_terminal=terminal,
+        color_system="standard" if terminal else None,
+        legacy_windows=False,
+    )
+
+
+def printed(screen: Console) -> str:
+    assert isinstance(screen.file, io.StringIO)
+    return screen.file.getvalue()
+
+
+def test_json_is_the_dataclass(found: Summary) -> None:
+    document = json.loads(summary_json(found))
+    assert (document["schema"], document["version"]) == ("intxtrace.summary", 1)
+    data = document["data"]
+    device, original = data["devices"][0], found.devices[0]
+    assert device["counts"]["path"] == original.counts.path
+    assert device["latency"][0]["masked_ns"]["p99_9"] == original.latency[0].masked_ns.p99_9
+    assert type(device["latency"][0]["masked_ns"]["p50"]) is int
+    assert data["devices"][2]["gsi"] is None
+    assert "figures" not in device
+    assert "axis" not in data
+
+
+def test_json_refuses_what_has_no_form() -> None:
+    with pytest.raises(TypeError, match="NAType"):
+        to_json({"x": pd.NA})
+
+
+def test_interrupts_as_json_keep_null_and_whole_numbers() -> None:
+    frame = interrupts(50)
+    rows = json.loads(interrupts_json(interrupt_rows(frame)))["data"]
+    assert len(rows) == 50
+    assert rows[-1]["unmasked_at"] is None
+    assert [row["raised_at"] for row in rows] == [None if pd.isna(v) else int(v) for v in frame["raised_at"]]
+
+
+def test_text_and_page_show_the_figures_of_the_json(found: Summary) -> None:
+    screen = console(1_000)
+    print_summary(found, screen)
+    text, page = printed(screen), write_report(found)
+    data = json.loads(summary_json(found))["data"]
+    for device in data["devices"]:
+        for path in device["latency"]:
+            for name in ("p50", "p90", "p99", "p99_9", "p99_99", "max"):
+                shown = duration(path["masked_ns"][name])
+                (line,) = [
+                    line for line in text.split(device["verdict"]["text"])[1].splitlines()
+                    if line.startswith(path["path"] + " ") and "%" in line
+                ][:1]  # fmt: skip
+                assert shown in line
+                assert f"<td>{shown}</td>" in page
+        if device["counts"]["total"]:
+            assert f"<td>{count(device['counts']['total'])}</td>" in page
+        assert device["verdict"]["text"] in text.replace("\n", " ")
+        assert device["verdict"]["text"] in page
+    assert f"events lost: {data['quality']['lost']}" in text
+
+
+def test_summary_fits_80_columns(found: Summary, hostile: Summary) -> None:
+    for summary in (found, hostile):
+        screen = console(80)
+        print_summary(summary, screen)
+        print_interrupts(summary.devices[0].slowest, screen)
+        print_info(SampleMetadata(), tables(), screen, {"HANDLER_ENTRY": 12})
+        lines = printed(screen).splitlines()
+        assert max(len(line) for line in lines) <= 80
+        tables_only = [line for line in lines if re.match(r"(kernel|userspace|hybrid|held|all) ", line)]
+        assert tables_only
+        assert not any("…" in line for line in tables_only)
+
+
+def test_color_only_on_a_terminal(found: Summary, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    plain, colored = console(), console(terminal=True)
+    for screen in (plain, colored):
+        print_summary(found, screen)
+    assert "\x1b" not in printed(plain)
+    assert "\x1b[1;31m" in printed(colored)
+    monkeypatch.setenv("NO_COLOR", "1")
+    quiet = console(terminal=True)
+    print_summary(found, quiet)
+    assert not re.search(r"\x1b\[[\d;]*3[1-7]", printed(quiet))
+
+
+def test_markup_in_names_stays_text_in_the_terminal(hostile: Summary) -> None:
+    screen = console(160, terminal=True)
+    print_summary(hostile, screen)
+    print_interrupts(hostile.devices[1].slowest, screen)
+    print_info(SampleMetadata(), tables(hostile=True), screen)
+    text = printed(screen)
+    assert f"VM {MARKUP}, 0000:05:00.0" in re.sub(r"\x1b\[[\d;]*m", "", text)
+    assert HOSTILE in text
+
+
+def test_control_characters_do_not_reach_the_terminal() -> None:
+    screen = console(120)
+    print_info(SampleMetadata(hostname="a\x1b]0;b\x07"), Tables(vms=[Vm(1, name="v\x1b[2J\u202e")]), screen)
+    assert "\x1b" not in printed(screen)
+    assert "\u202e" not in printed(screen)
+    assert "v\\x1b[2J" in printed(screen)
+
+
+class Page(HTMLParser):
+    """The elements and the scripts of a page."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+
+def test_page_escapes_names_and_fetches_nothing(hostile: Summary) -> None:
+    page = write_report(hostile)
+    assert HOSTILE not in page
+    assert "&lt;/script&gt;&lt;img src=x onerror=alert(1)&gt;" in page
+    tags = Page(page).tags
+    assert not [tag for tag, _ in tags if tag in ("img", "iframe", "object", "embed", "base", "form")]
+    assert [attributes for tag, attributes in tags if tag == "script"] == [
+        {"type": "application/json", "id": "data"}, {}, {},
+    ]  # fmt: skip
+    for _, attributes in tags:
+        assert not [name for name in attributes if name.startswith("on") or name == "src"]
+        target = attributes.get("href") or "#"
+        assert target.startswith(("#", "data:,"))
+
+
+def test_data_in_the_page_cannot_end_its_script(hostile: Summary) -> None:
+    _, data = html._figures(hostile)
+    assert "<" not in data
+    assert json.loads(data)["devices"][0]["paths"]
+
+
+def test_page_data_do_not_grow_with_the_trace() -> None:
+    sizes: dict[int, int] = {}
+    for number in (2_000, 200_000):
+        found = analyse(sample(number), SampleMetadata(), tables())
+        sizes[number] = len(html._figures(found)[1])
+    assert sizes[200_000] < 4 * sizes[2_000]
+    assert sizes[200_000] < 100_000
+
+
+def test_page_of_very_many_devices_is_bounded_and_says_so() -> None:
+    frame = interrupts(3_000)
+    batches: list[Any] = []
+    for number in range(1, 41):
+        one = frame.assign(device=number, bdf=f"0000:{number:02x}:00.0").astype(frame.dtypes.to_dict())
+        batches.append((one, pd.DataFrame(), pd.DataFrame()))
+    page = write_report(analyse(batches, SampleMetadata(), Tables()))
+    assert len(page.encode()) < 6_000_000
+    assert page.count('<section class="device"') == html.DETAILED
+    assert "28 devices with the fewest interrupts have no section" in page
+
+
+def test_page_of_an_empty_trace() -> None:
+    page = write_report(analyse([], SampleMetadata(clock="none", started_at=None), Tables()))
+    assert "This trace names no device." in page
