@@ -42,7 +42,10 @@ def compiled_machine() -> Any:
                 clone.__module__, clone.__qualname__ = function.__module__, function.__qualname__
                 # Only the outermost function is worth a cache entry; it holds the others.
                 keep = name == "run" and folder is not None
-                namespace[name] = numba.njit(clone, cache=keep)
+                outermost = name in ("run",)
+                namespace[name] = numba.njit(
+                    clone, cache=keep, no_cpython_wrapper=not outermost, no_cfunc_wrapper=True
+                )
     finally:
         config.CACHE_DIR = before
     return namespace["run"]

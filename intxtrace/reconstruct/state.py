@@ -2,8 +2,8 @@
 
 Every table exists in two shapes with the same fields: a numpy structured array for the compiled machine, and a list
 of objects with slots for the interpreted one (`Shape`). Both are read and written as `table[row].field`, so that
-`machine.py` is one text for both. All fields are int64: mixing them with unsigned ones would make numba count in
-floating point. Kernel pointers are identities here, so their sign does not matter.
+`machine.py` is one text for both. All numbers are signed: mixing in unsigned ones would make numba count in floating
+point. Kernel pointers are identities here, so their sign does not matter.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ MAX_IN_FLIGHT = 64
 MAX_OFFSETS = 1 << 16
 """BAR offsets that are counted one by one in a window; a guest may touch any number of them."""
 
-EVENT = np.dtype([(name, "<i8" if RECORD[name].itemsize == 8 else RECORD[name]) for name in RECORD.names or ()])
-"""`RECORD` with signed 64-bit fields."""
+EVENT = np.dtype([(name, RECORD[name].str.replace("u", "i")) for name in RECORD.names or ()])
+"""`RECORD` with all fields signed."""
 
 N_KINDS = max(Kind) + 1
 
