@@ -343,6 +343,29 @@ def leave_line(s: State, d: int) -> None:
     s.devices[d].next_on_line = -1
 
 
+def device_of_irqfd(s: State, e: Any) -> int:
+    """Return the device whose trigger an irqfd listens to, -1; and learn what the irqfd binds it to.
+
+    The call that it is nested in tells, or its eventfds, or that one device alone was bound to its GSI (KVM_IRQFD) and
+    has signalled nothing yet.
+    """
+    d = known_device(s, e)
+    if d < 0:
+        d = device_of_trigger(s, e.arg1)
+    if d < 0:
+        d = device_of_resample(s, e.link2)
+    if d < 0:
+        line = line_of(s, vm_of(s, e), e.arg0)
+        d = s.lines[line].first if line >= 0 else -1
+        if d >= 0 and (s.devices[d].next_on_line >= 0 or s.devices[d].trigger != 0):
+            d = -1
+    if d >= 0:
+        learn_trigger(s, d, e.arg1)
+        learn_resample(s, d, e.link2)
+        learn_line(s, d, vm_of(s, e), e.arg0)
+    return d
+
+
 def task_of(s: State, e: Any) -> int:
     """Return the row of the thread that an event ran in; the idle tasks of all CPUs share tid 0."""
     b = e.cpu if e.tid == 0 else -1
@@ -394,24 +417,16 @@ def shows_acknowledgement(s: State, i: int) -> bool:
     return False
 
 
-def masks(x: Any) -> bool:
-    """Whether vfio masked the line for this interrupt: a loopback or a written eventfd masks nothing."""
-    return x.origin != SOFTWARE
-
-
 def settled(s: State, i: int) -> bool:
     """Whether every end stage that the probes can show was seen."""
     x = s.interrupts[i]
-    if masks(x) and s.kinds[UNMASK_EXIT] > 0 and x.unmasked_at == NULL and x.refused_at == NULL:
+    masked = s.devices[x.device].masked_by == i
+    if masked and s.kinds[UNMASK_EXIT] > 0:
         return False
     if x.acknowledged_at != NULL or x.doomed or x.unshown:
         return True
-    if shows_acknowledgement(s, i):
-        return False
-    if masks(x) and s.kinds[UNMASK_EXIT] > 0:
-        return True
-    # No probe shows any end. What still says something is that a later interrupt took its place.
-    return s.devices[x.device].masked_by != i and (x.injected_at != NULL or x.taken_at != NULL)
+    # Where no probe shows any end, it has ended when a later interrupt took its place.
+    return not masked and not shows_acknowledgement(s, i)
 
 
 def awaited(s: State, i: int) -> bool:
@@ -714,14 +729,9 @@ def on_irqfd_wakeup(s: State, e: Any) -> None:
     """An irqfd took the signal (irqfd_wakeup, called inside the signal)."""
     if e.value & EPOLLIN == 0:
         return  # EPOLLHUP: the eventfd is being closed.
-    d = known_device(s, e)
-    if d < 0:
-        d = device_of_trigger(s, e.arg1)
+    d = device_of_irqfd(s, e)
     if d < 0:
         return
-    learn_trigger(s, d, e.arg1)
-    learn_resample(s, d, e.link2)
-    learn_line(s, d, vm_of(s, e), e.arg0)
     i = unwoken(s, d)
     if i < 0:
         if e.flags & IN_HANDLER:
@@ -778,16 +788,10 @@ def on_irqfd_inject(s: State, e: Any) -> None:
     t = task_of(s, e)
     task = s.tasks[t]
     end_injection(s, task, NULL)
-    d = known_device(s, e)
-    if d < 0:
-        d = device_of_trigger(s, e.arg1)
-    if d < 0:
-        d = device_of_resample(s, e.link2)
+    d = device_of_irqfd(s, e)
     if d < 0:
         return
-    learn_trigger(s, d, e.arg1)
-    learn_resample(s, d, e.link2)
-    learn_line(s, d, vm_of(s, e), e.arg0)
+    end_fresh(s, d, NULL)
     path = KERNEL if e.link2 != 0 else HYBRID
     # schedule_work on pending work does nothing, so one run injects every wake-up before it.
     injected = -1
@@ -885,8 +889,12 @@ def end_injection(s: State, task: Any, returned: int) -> None:
     """
     d = task.injecting
     task.injecting = -1
-    if d < 0:
-        return
+    if d >= 0:
+        end_fresh(s, d, returned)
+
+
+def end_fresh(s: State, d: int, returned: int) -> None:
+    """What was being raised on a device's line was delivered, or merged into what is in service."""
     i = s.devices[d].head
     while i >= 0:
         x = s.interrupts[i]
@@ -1061,6 +1069,7 @@ def on_virqfd_wakeup(s: State, e: Any) -> None:
     task = s.tasks[t]
     if task.resampler_ack:
         learn_line(s, d, task.ack_vm, task.ack_gsi)
+    written = task.write_at != NULL and (e.flags & IN_EVENTFD_WRITE != 0 or task.write_ctx == e.link)
     i = s.devices[d].head
     while i >= 0:
         x = s.interrupts[i]
@@ -1068,7 +1077,7 @@ def on_virqfd_wakeup(s: State, e: Any) -> None:
             # ioapic_eoi_broadcast -> kvm_resample_fd_notify -> write.
             if task.notify_at != NULL and task.notify_at >= x.injected_at:
                 x.acknowledged_at = task.notify_at
-            elif task.write_at != NULL and task.write_ctx == e.link and task.write_at >= x.injected_at:
+            elif written and task.write_at >= x.injected_at:
                 x.acknowledged_at = task.write_at
             if x.eoi_at == NULL and task.exit_at != NULL and task.exit_at >= x.injected_at:
                 x.eoi_at = task.exit_at
