@@ -423,6 +423,8 @@ def settled(s: State, i: int) -> bool:
     masked = s.devices[x.device].masked_by == i
     if masked and s.kinds[UNMASK_EXIT] > 0:
         return False
+    if x.path == NO_PATH and x.sent_at != NULL and x.unmasked_at == NULL and x.refused_at == NULL:
+        return False  # Signalled, and nobody has taken it yet.
     if x.acknowledged_at != NULL or x.doomed or x.unshown:
         return True
     # Where no probe shows any end, it has ended when a later interrupt took its place.
@@ -502,11 +504,11 @@ def raise_masked(s: State, d: int, origin: int, raised_at: int) -> int:
 
 
 def raise_headless(s: State, d: int, path: int) -> int:
-    """Open an interrupt whose beginning is not in the trace: before it, or dropped."""
+    """Open an interrupt whose beginning is not in the trace: before it, or, once the device is known, missed."""
     i = raise_interrupt(s, d, NO_ORIGIN, NULL)
     x = s.interrupts[i]
     x.path = path
-    if s.devices[d].lost:
+    if s.devices[d].lost or s.devices[d].mask_known:
         x.lossy = 1
     else:
         x.headless = 1
@@ -738,14 +740,14 @@ def on_irqfd_wakeup(s: State, e: Any) -> None:
             i = claim(s, d)  # The signal itself is not recorded.
         elif e.flags & (IN_SET_IRQS | IN_UNMASK | IN_VIRQFD_INJECT):
             i = refuse(s, d, NULL, e.ts)
-        elif s.kinds[EVENTFD_SIGNAL] > 0:
+        elif e.flags & IN_EVENTFD_WRITE:
+            written_at = s.tasks[task_of(s, e)].write_at
+            i = raise_interrupt(s, d, SOFTWARE, written_at if written_at != NULL else e.ts)
+        elif s.kinds[EVENTFD_SIGNAL] > 0 and s.kinds[EVENTFD_WRITE] == 0:
             # No eventfd_signal around it: a process wrote the eventfd.
-            t = task_of(s, e)
-            task = s.tasks[t]
-            written = e.flags & IN_EVENTFD_WRITE and task.write_at != NULL
-            i = raise_interrupt(s, d, SOFTWARE, task.write_at if written else e.ts)
+            i = raise_interrupt(s, d, SOFTWARE, e.ts)
         else:
-            i = raise_interrupt(s, d, NO_ORIGIN, NULL)
+            i = raise_headless(s, d, NO_PATH)
     x = s.interrupts[i]
     x.woken_at = e.ts
     if x.sent_at == NULL:
