@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import pandas as pd
 
-    from intxtrace.reconstruct import Result  # type: ignore[attr-defined]
+    from intxtrace.reconstruct import Result
 
 
 class Trace:
@@ -108,7 +108,7 @@ class Trace:
 
     def iter_results(self) -> Iterator[Result]:
         """Hand out interrupts, states and counters as they close, batch by batch, in bounded memory."""
-        from intxtrace.reconstruct import Reconstructor  # type: ignore[attr-defined]
+        from intxtrace.reconstruct import Reconstructor
 
         with TraceReader(self.path) as reader:
             reconstructor = Reconstructor(reader.tables, clock_orders_only=self.metadata.clock == "none")

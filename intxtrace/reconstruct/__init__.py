@@ -55,9 +55,7 @@ class Reconstructor:
         compile_from: number of events from which on the compiled machine is used.
     """
 
-    def __init__(
-        self, tables: Tables, *, clock_orders_only: bool = False, compile_from: int = COMPILE_FROM
-    ) -> None:
+    def __init__(self, tables: Tables, *, clock_orders_only: bool = False, compile_from: int = COMPILE_FROM) -> None:
         self._tables = tables
         self._clock_orders_only = clock_orders_only
         self._compile_from = compile_from

@@ -43,9 +43,7 @@ def compiled_machine() -> Any:
                 # Only the outermost function is worth a cache entry; it holds the others.
                 keep = name == "run" and folder is not None
                 outermost = name in ("run",)
-                namespace[name] = numba.njit(
-                    clone, cache=keep, no_cpython_wrapper=not outermost, no_cfunc_wrapper=True
-                )
+                namespace[name] = numba.njit(clone, cache=keep, no_cpython_wrapper=not outermost, no_cfunc_wrapper=True)
     finally:
         config.CACHE_DIR = before
     return namespace["run"]

@@ -114,7 +114,9 @@ def _frame(columns: dict[str, Any], contract: dict[str, tuple[str, str]]) -> pd.
 def _places(rows: np.ndarray[Any, Any], tables: Tables) -> dict[str, Any]:
     """Return device, its address and its VM."""
     addresses = {packed: format_address(packed) if packed >= 0 else None for packed in np.unique(rows["bdf"]).tolist()}
-    names = {row: tables.vms[row].name if 0 <= row < len(tables.vms) else None for row in np.unique(rows["vm"]).tolist()}
+    names = {
+        row: tables.vms[row].name if 0 <= row < len(tables.vms) else None for row in np.unique(rows["vm"]).tolist()
+    }
     return {
         "device": _integers(rows["device"], rows["device"] < 0),
         "bdf": _strings(rows["bdf"], addresses),

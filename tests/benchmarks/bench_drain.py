@@ -69,7 +69,7 @@ def measure(open_source: Callable[[object], Source], seconds: float) -> Run:
     """Drain a full-rate producer for so long, then let it stop, drain the rest and count."""
     context = multiprocessing.get_context("fork")
     go, stop = context.Event(), context.Event()
-    producer = context.Process(target=_produce, args=(go, stop))
+    producer = context.Process(target=_produce, args=(go, stop), daemon=True)
     producer.start()
     btf = Btf()
     try:

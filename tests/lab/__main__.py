@@ -9,10 +9,12 @@ import tempfile
 import time
 from pathlib import Path
 
+from intxtrace.__main__ import main as intxtrace_main
+from tests.lab.compare import compare, show
 from tests.lab.guest import PATHS
 from tests.lab.host import run_host
 from tests.lab.packages import KERNELS, LabError
-from tests.lab.scenario import Recorder, Scenario, run_scenario
+from tests.lab.scenario import Recorder, Scenario, recorder_of_this_checkout, run_scenario
 
 BEGUN = time.monotonic()
 
@@ -51,6 +53,25 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def truth(arguments: argparse.Namespace) -> int:
+    """Record a guest on each path, compare with the ground truth, write a report of each."""
+    scenario = Scenario(
+        arguments.paths.split(","), arguments.pings, arguments.interval, recorder_of_this_checkout(each=True)
+    )
+    result = run_scenario(scenario, arguments.out, arguments.kernel, arguments.timeout, progress)
+    wrong = 0
+    for found, recording in zip(result.truths, result.recordings, strict=True):
+        if recording is None:
+            raise LabError(f"{found.name} has no recording.")
+        trace = recording / "trace.intx"
+        rows = compare(trace, found)
+        print("\n" + show(f"{found.name} on Linux {found.kernel}, {found.qemu_version}", rows))
+        wrong += sum(not row.holds for row in rows)
+        intxtrace_main(["report", str(trace), "-o", str(arguments.out / f"{found.name}.html")])
+    print(f"\n{wrong} figures are wrong" if wrong else "\nevery figure holds")
+    return 1 if wrong else 0
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tests.lab")
     commands = parser.add_subparsers(required=True)
@@ -64,12 +85,19 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--recording", choices=("each", "one"), default="each", help="per guest, or one")
     one.add_argument("--timeout", type=float, default=900.0, help="seconds, from L1's boot on")
     one.set_defaults(run=run)
+    table = commands.add_parser("truth", help="record guests and compare with their truth")
+    table.add_argument("--out", type=Path, required=True, help="a new folder for recordings, truth and reports")
+    table.add_argument("--paths", default=",".join(PATHS), help="which guests, in order, with commas")
+    table.add_argument("--pings", type=int, default=10, help="per guest; about two interrupts each")
+    table.add_argument("--interval", type=float, default=0.2, help="seconds between pings")
+    table.add_argument("--timeout", type=float, default=1200.0, help="seconds, from L1's boot on")
+    table.set_defaults(run=truth)
     script = commands.add_parser("shell-script", help="boot L1 and run a script in it")
     script.add_argument("file", type=Path)
     script.add_argument("--share", type=Path, help="$SHARE in L1 (default: deleted afterwards)")
     script.add_argument("--timeout", type=float, default=600.0, help="seconds, from L1's boot on")
     script.set_defaults(run=shell_script)
-    for command in (one, script):
+    for command in (one, table, script):
         command.add_argument("--kernel", choices=KERNELS, default="6.1")
     return parser
 

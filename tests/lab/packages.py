@@ -73,13 +73,13 @@ def cache_folder() -> Path:
     return Path(named).resolve() if named else REPOSITORY / ".cache" / "lab"
 
 
-def ensure_packages() -> None:
-    """Install what the lab needs and this machine lacks; LabError where that takes root and we are not."""
-    missing = [package for package in REQUIRED if not _installed(package)]
+def ensure_packages(wanted: Sequence[str] = REQUIRED) -> None:
+    """Install what is wanted and this machine lacks; LabError where that takes root and we are not."""
+    missing = [package for package in wanted if not _installed(package)]
     if not missing:
         return
     if os.geteuid() != 0:
-        raise LabError(f"The lab needs packages: run apt-get install {' '.join(missing)} as root.")
+        raise LabError(f"Packages are missing: run apt-get install {' '.join(missing)} as root.")
     install = ["apt-get", "install", "-y", "--no-install-recommends", *missing]
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
 

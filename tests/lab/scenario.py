@@ -42,6 +42,12 @@ class Recorder:
     each: bool = True
 
 
+def recorder_of_this_checkout(*, each: bool) -> Recorder:
+    """`intxtrace record`, as it stands in this checkout."""
+    argv = [sys.executable, "-m", "intxtrace", "record", "--wait", "-o", "{out}/trace.intx"]
+    return Recorder(argv, "recording to", each)
+
+
 @dataclass(frozen=True)
 class Scenario:
     """Which guests run. `paths` are names of `guest.PATHS`, in order, repeats allowed."""

@@ -33,6 +33,6 @@ def test_short_count() -> None:
 
 
 def test_printable_takes_the_teeth_out_of_names() -> None:
-    assert units.printable("a\x1b[31mb\n\u202ec") == "a\\x1b[31mb\\x0a\\x202ec"
+    assert units.printable("a\x1b[31mb\n\u202ec") == "a\\x1b[31mb\\n\\u202ec"
     assert units.printable("x" * 300) == "x" * 199 + "…"
     assert len(units.printable("\x00" * 5, 4)) <= 4 * 4

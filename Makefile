@@ -1,0 +1,56 @@
+# make test: everything that a change must pass. make demo: a report of a recorded trace. make lab: record live, in the lab.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/
+OUT := out
+
+.PHONY: help setup packages test lint demo lab lab-matrix bench fuzz clean
+
+help:
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: $(VENV)/.ready ## the virtual environment, from requirements.txt
+
+$(VENV)/.ready: requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "intxtrace needs Python 3.11 or newer: make PYTHON=/path/to/it"; exit 1; }
+	$(PYTHON) -m venv $(VENV) || { \
+	  [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -y -qq python3-venv && $(PYTHON) -m venv --clear $(VENV); }
+	$(RUN)python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(RUN)python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+packages: setup ## the Debian packages that the tests need (as root they are installed)
+	$(RUN)python -m tests.packages
+
+lint: setup ## ruff and mypy
+	$(RUN)ruff check
+	$(RUN)ruff format --check
+	$(RUN)mypy
+
+test: setup packages lint ## static checks and all tests, the lab included
+	$(RUN)python -m pytest
+
+demo: setup ## an HTML report of a real recorded trace
+	@mkdir -p $(OUT)
+	@$(RUN)intxtrace summary tests/traces/userspace-6.1.intx
+	@$(RUN)intxtrace report --force -o $(OUT)/demo.html tests/traces/userspace-6.1.intx
+	@echo "open it in a browser: file://$(CURDIR)/$(OUT)/demo.html"
+
+lab: setup packages ## boot the nested host, record a guest on each path, compare with the truth, report
+	@rm -rf $(OUT)/lab
+	$(RUN)python -m tests.lab truth --out $(OUT)/lab
+	@echo "reports: $(CURDIR)/$(OUT)/lab/*.html"
+
+lab-matrix: setup packages ## the same on every kernel of the lab
+	@rm -rf $(OUT)/lab-matrix
+	for kernel in 6.1 6.12; do $(RUN)python -m tests.lab truth --kernel $$kernel --out $(OUT)/lab-matrix/$$kernel || exit 1; done
+
+bench: setup packages ## benchmarks: each prints its figure beside a peer's from the same run
+	$(RUN)python -m tests.benchmarks
+
+fuzz: setup ## long property tests and damaged files
+	INTXTRACE_FUZZ=1 $(RUN)python -m pytest tests/fuzz tests/golden tests/unit
+
+clean: ## what make made, but for the cache of packages
+	rm -rf $(VENV) $(OUT) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

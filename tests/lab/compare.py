@@ -1,0 +1,90 @@
+"""The truth table: what a recording says of a guest run, against what the kernels and QEMU's own log say of it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import intxtrace
+from intxtrace.events import Kind
+from tests.lab.guest import Truth
+
+
+@dataclass(frozen=True)
+class Row:
+    """One figure, from both sides."""
+
+    what: str
+    truth: object
+    traced: object
+    note: str = ""
+
+    @property
+    def holds(self) -> bool:
+        return self.truth == self.traced
+
+
+def compare(recording: Path, truth: Truth) -> list[Row]:
+    """Compare every figure that both sides know; nothing has a tolerance.
+
+    A recording may hold several guests, one after the other: what counts is what happened while this one lived.
+    """
+    trace = intxtrace.open_trace(recording)
+    events = trace.events
+    events = events[events["ts"].between(truth.begun_at, truth.ended_at)]
+    kinds = Counter(Kind(kind) for kind in events["kind"])
+    interrupts = trace.interrupts
+    interrupts = interrupts[(interrupts["bdf"] == truth.bdf) & (interrupts["vm_pid"] == truth.vm_pid)]
+    windows = trace.counters
+    windows = windows[windows["begin_at"].between(truth.begun_at - 10**9, truth.ended_at)]
+    counters = windows.groupby("counter")["count"].sum()
+    outcomes = Counter(interrupts["outcome"])
+    # A teardown may cut the last interrupt off, and the recording may end before one does; nothing else may.
+    cut_off = outcomes["cancelled"] + outcomes["open"]
+    delivered = interrupts[interrupts["injected_at"].notna()]
+    hardware = int((interrupts["origin"] == "hardware").sum())
+    unclaimed = int(counters.get("unclaimed", 0))
+    spurious = int(counters.get("spurious_wakeups", 0))
+    rows = [
+        Row("host's own count: /proc/interrupts", truth.host_interrupts, int(counters.get("handler_calls", 0))),
+        Row("  one interrupt each, but for unclaimed calls", truth.host_interrupts, hardware + unclaimed),
+        Row("guest's own count: /proc/interrupts", truth.guest_interrupts, _guest_interrupts(truth.path, kinds)),
+        Row("paths, as configured", {truth.path: len(interrupts)}, dict(Counter(interrupts["path"]))),
+        Row("VM", {truth.vm: len(interrupts)}, dict(Counter(interrupts["vm"]))),
+        Row("complete", len(interrupts) - cut_off, outcomes["complete"], f"{cut_off} cut off" if cut_off else ""),
+        Row("delivered", len(interrupts) - cut_off, len(delivered)),
+        Row("events lost", 0, int(counters.get("lost", 0))),
+    ]
+    log = truth.qemu_events
+    in_qemu = int((interrupts["path"] == "userspace").sum())
+    rows += [
+        Row(
+            "QEMU's vfio_intx_interrupt lines",
+            log["vfio_intx_interrupt"],
+            in_qemu,
+            f"{spurious} spurious wake-ups besides" if spurious else "",
+        ),
+        Row("QEMU's vfio_intx_eoi lines", log["vfio_intx_eoi"], kinds[Kind.QEMU_EOI]),
+        Row("QEMU's kvm_resample_fd_notify lines", log["kvm_resample_fd_notify"], kinds[Kind.QEMU_RESAMPLE_NOTIFY]),
+        Row(
+            "resignals: unmasks that returned 1",
+            int(((events["kind"] == Kind.UNMASK_EXIT) & (events["value"] == 1)).sum()),
+            int((interrupts["origin"] == "resignal").sum()),
+        ),
+    ]
+    return rows
+
+
+def _guest_interrupts(path: str, kinds: Counter[Kind]) -> int:
+    """How often the guest took the interrupt: its EOIs, as KVM saw them (split irqchip: as exits to QEMU)."""
+    return kinds[Kind.USERSPACE_EXIT] if path == "hybrid" else kinds[Kind.KVM_ACK]
+
+
+def show(title: str, rows: list[Row]) -> str:
+    """Write the table as text."""
+    lines = [title, f"  {'':52} {'truth':>18} {'traced':>18}"]
+    for row in rows:
+        mark = "ok" if row.holds else "WRONG"
+        lines.append(f"  {row.what:52} {row.truth!s:>18} {row.traced!s:>18}  {mark}  {row.note}".rstrip())
+    return "\n".join(lines)

@@ -1,0 +1,57 @@
+"""The lab: three real guests, one on each path, recorded in one go, and every figure held against the truth."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import intxtrace
+from tests.lab.compare import compare, show
+from tests.lab.guest import PATHS
+from tests.lab.scenario import Scenario, ScenarioResult, recorder_of_this_checkout, run_scenario
+
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(1500)]
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> ScenarioResult:
+    scenario = Scenario(list(PATHS), recorder=recorder_of_this_checkout(each=False))
+    return run_scenario(scenario, tmp_path_factory.mktemp("lab"), "6.1", timeout=1200)
+
+
+def recording_of(lab: ScenarioResult) -> Path:
+    folder = lab.recordings[0]
+    assert folder is not None
+    return folder / "trace.intx"
+
+
+@pytest.mark.parametrize("number", range(len(PATHS)), ids=PATHS)
+def test_every_figure_equals_the_truth(lab: ScenarioResult, number: int, capsys: pytest.CaptureFixture[str]) -> None:
+    truth = lab.truths[number]
+    rows = compare(recording_of(lab), truth)
+    with capsys.disabled():
+        print("\n" + show(f"{truth.name} on Linux {truth.kernel}, {truth.qemu_version}", rows))
+    assert truth.host_interrupts > 0
+    assert [row for row in rows if not row.holds] == []
+
+
+def test_every_probe_is_attached_or_known_to_be_absent(lab: ScenarioResult) -> None:
+    probes = intxtrace.open_trace(recording_of(lab)).tables.probes
+    assert [row.name for row in probes if row.state != "attached" and not row.optional] == []
+
+
+def test_vms_that_come_and_go_are_told_apart(lab: ScenarioResult) -> None:
+    trace = intxtrace.open_trace(recording_of(lab))
+    assert [vm.name for vm in trace.tables.vms] == [truth.vm for truth in lab.truths]
+    assert [vm.pid for vm in trace.tables.vms] == [truth.vm_pid for truth in lab.truths]
+    assert {device.bdf for device in trace.tables.devices} == {truth.bdf for truth in lab.truths}
+    assert all(vm.qemu_version for vm in trace.tables.vms)
+
+
+def test_the_states_tell_the_path(lab: ScenarioResult) -> None:
+    states = intxtrace.open_trace(recording_of(lab)).states
+    for truth in lab.truths:
+        mine = states[states["vm"] == truth.vm]
+        longest = (mine["end_at"] - mine["begin_at"]).groupby(mine["state"]).sum().drop("off", errors="ignore")
+        assert longest.idxmax() == truth.path

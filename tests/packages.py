@@ -1,0 +1,54 @@
+"""`python -m tests.packages`: everything that the tests need beside Python packages, so that no test has to skip.
+
+As root it installs Debian packages; the lab's kernel and the headers that bcc compiles with are fetched into the cache.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+from tests.lab import packages as lab
+
+REQUIRED = (*lab.REQUIRED, "binutils", "chromium")
+
+
+def native_headers() -> Path | None:
+    """Return a folder for BCC_KERNEL_SOURCE where the running kernel has no headers; None where it has.
+
+    Another kernel's headers serve: the probes use none of its structures. Debian splits them in two folders, which
+    refer to each other by absolute paths; here they are put together.
+    """
+    if (Path("/lib/modules") / os.uname().release / "build").exists():
+        return None
+    kernel = lab.ensure_kernel("6.1")
+    target = lab.cache_folder() / f"headers-{kernel.release}"
+    if not target.exists():
+        sources = kernel.root / "usr" / "src"
+        flavour = sources / f"linux-headers-{kernel.release}"
+        common = sources / f"linux-headers-{kernel.release.removesuffix('-amd64')}-common"
+        with tempfile.TemporaryDirectory(dir=lab.cache_folder()) as work:
+            both = Path(work) / "both"
+            for folder in (common, flavour):
+                for part in ("include", "arch/x86/include"):
+                    shutil.copytree(folder / part, both / part, dirs_exist_ok=True)
+            both.rename(target)
+    return target
+
+
+def main() -> int:
+    try:
+        lab.ensure_packages(REQUIRED)
+        lab.ensure_kernel("6.1")
+        native_headers()
+    except lab.LabError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
