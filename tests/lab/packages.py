@@ -2,7 +2,7 @@
 
 Kernels are fetched, never installed: `apt-get download` with a private apt configuration, whose mirror is
 the one that this machine's own apt sources name, unpacked with `dpkg-deb -x` into
-`<cache>/kernel-<series>`. A folder of that name is complete: it appears by one rename, after the last step.
+`<cache>/lab/kernel-<series>`. A folder of that name is complete: it appears by one rename, after the last step.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from tests.cache import cache_folder
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -67,12 +69,6 @@ class Kernel:
         return files
 
 
-def cache_folder() -> Path:
-    """Where fetched packages are kept: INTXTRACE_CACHE, or .cache/lab of the repository."""
-    named = os.environ.get("INTXTRACE_CACHE")
-    return Path(named).resolve() if named else REPOSITORY / ".cache" / "lab"
-
-
 def ensure_packages() -> None:
     """Install what the lab needs and this machine lacks; LabError where that takes root and we are not."""
     missing = [package for package in REQUIRED if not _installed(package)]
@@ -99,7 +95,7 @@ def ensure_kernel(series: str) -> Kernel:
     """The newest kernel of a series (a key of KERNELS) with headers, from the cache or fetched into it."""
     if series not in KERNELS:
         raise LabError(f"No kernel {series} in the lab: choose one of {', '.join(KERNELS)}.")
-    cache = cache_folder()
+    cache = cache_folder("lab")
     cache.mkdir(parents=True, exist_ok=True)
     folder = cache / f"kernel-{series}"
     with _locked(cache / "lock"):
