@@ -66,7 +66,7 @@ def _run(arguments: Sequence[str] | None) -> int:
 
 
 def _fail(sentence: str) -> int:
-    from intxtrace.cli.output import printable
+    from intxtrace.units import printable
 
     print(f"intxtrace: {printable(sentence)}", file=sys.stderr)
     return FAILED

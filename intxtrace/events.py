@@ -90,6 +90,9 @@ class Flag(enum.IntFlag):
     IN_KVM_IRQFD = 1 << 9
     IN_KVM_SET_IRQ = 1 << 10
     IN_EVENTFD_READ = 1 << 11
+    IN_RESAMPLER_ACK = 1 << 12
+    IN_EVENTFD_WRITE = 1 << 13
+    IN_IRQFD_WAKEUP = 1 << 14
 
 
 class Work(enum.IntEnum):

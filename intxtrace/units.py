@@ -70,5 +70,5 @@ def plural(number: int, one: str, many: str | None = None) -> str:
 
 def printable(text: str, most: int = 200) -> str:
     """Make text from a guest or a trace safe to show: control and direction characters as escapes, cut at `most`."""
-    shown = "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in text[: most + 1])
+    shown = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text[: most + 1])
     return shown if len(shown) <= most else shown[: most - 1] + "…"

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
 from intxtrace.frames import COUNTERS, DEVICE_STATES, INTERRUPTS, STAGES
+from intxtrace.trace.metadata import Metadata
 from intxtrace.trace.tables import Device, Probe, Tables, Vm
 
 MS, S = 1_000_000, 1_000_000_000
@@ -19,21 +21,17 @@ MARKUP = "[bold]x"
 Ints = npt.NDArray[np.int64]
 
 
-@dataclass
-class SampleMetadata:
-    """What `intxtrace.trace` keeps about a recording, as far as the analysis reads it."""
-
-    tool_version: str = "0.1.0"
-    format_version: str = "1.0"
-    clock: str = "monotonic"
-    realtime_anchor_ns: int | None = 1_772_000_000 * S
-    hostname: str = "vmhost7"
-    kernel: str = "6.1.0-28-amd64"
-    machine: str = "x86_64"
-    command_line: list[str] = field(
-        default_factory=lambda: ["intxtrace", "record", "-o", "slow-nic.intx", "--vm", "win10"]
+def sample_metadata(**changes: Any) -> Metadata:
+    """What a recording says of itself."""
+    whole = Metadata(
+        realtime_anchor_ns=1_772_000_000 * S,
+        hostname="vmhost7",
+        kernel="6.1.0-28-amd64",
+        machine="x86_64",
+        command_line=["intxtrace", "record", "-o", "slow-nic.intx", "--vm", "win10"],
+        started_at=1_772_086_412 * S,
     )
-    started_at: int | None = 1_772_086_412 * S
+    return replace(whole, **changes)
 
 
 def tables(hostile: bool = False) -> Tables:

@@ -7,7 +7,7 @@ per second and device in which there were interrupts, for the peak rate.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,27 +18,15 @@ from intxtrace.analysis.rows import NULL, by_device, codes, ints
 from intxtrace.analysis.tally import DeviceTally
 from intxtrace.analysis.verdict import judge
 from intxtrace.frames import COUNTER_NAMES, ORIGINS, OUTCOMES, PATHS, STAGES, STATES
+from intxtrace.trace.metadata import Metadata
 from intxtrace.trace.tables import Device
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from intxtrace.analysis.rows import Ints
-    from intxtrace.trace.tables import Tables
-
-
-class Metadata(Protocol):
-    """What the analysis reads of a trace's metadata."""
-
-    tool_version: str
-    format_version: Any
-    clock: str
-    realtime_anchor_ns: int | None
-    hostname: str
-    kernel: str
-    machine: str
-    command_line: list[str]
-    started_at: int | None
+    from intxtrace.trace.metadata import Metadata
+from intxtrace.trace.tables import Tables
 
 
 class Analysis:

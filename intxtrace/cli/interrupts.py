@@ -61,8 +61,12 @@ def interrupts(
     by: Annotated[str, typer.Option(metavar="ORDER", help="masked (longest first), time or id.")] = "masked",
 ) -> None:
     """List interrupts one by one, the slowest first: when each stage was reached and how long each took."""
+    from rich.console import Console
+
+    from intxtrace.analysis import interrupt_rows
     from intxtrace.api import open_trace
-    from intxtrace.cli import output, views
+    from intxtrace.cli import output
+    from intxtrace.render import json, text
 
     if by not in ORDERS:
         raise IntxtraceError(f"--by {by} is not known; choose from {', '.join(ORDERS)}")
@@ -73,7 +77,10 @@ def interrupts(
     frames = (filters.apply(frame) for frame in output.watched(opened, opened.iter_interrupts()))
     rows, total = first_rows(frames, by, limit)
     if as_json:
-        print(views.interrupts_json(rows), end="")
+        print(json.interrupts(interrupt_rows(rows)), end="")
     else:
-        views.print_interrupts(rows, total, opened.begin_at)
+        console = Console()
+        text.print_interrupts(interrupt_rows(rows), console, opened.begin_at)
+        if len(rows) < total:
+            console.print(f"{len(rows):,} of {total:,} interrupts; --limit 0 lists all")
     output.note_end(opened)

@@ -1,4 +1,4 @@
-"""What commands share when they talk: notes and progress on standard error, and text that cannot steer a terminal."""
+"""What commands share: notes and progress on standard error, and the analysis of what was asked for."""
 
 from __future__ import annotations
 
@@ -8,19 +8,18 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
+    from intxtrace.analysis import Summary
     from intxtrace.api import Trace
+    from intxtrace.cli.filters import Filters
 
 T = TypeVar("T")
 
 
-def printable(text: str) -> str:
-    """Escape what is not printable: names in a trace, and file names, may hold control characters."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
 def note(text: str) -> None:
     """Say something on standard error, in one line."""
-    print(f"intxtrace: {printable(text)}", file=sys.stderr)
+    from intxtrace.units import printable
+
+    print(f"intxtrace: {printable(text, 4000)}", file=sys.stderr)
 
 
 def note_end(trace: Trace) -> None:
@@ -42,6 +41,16 @@ def watched(trace: Trace, items: Iterable[T]) -> Iterator[T]:
     finally:
         if bar is not None:
             bar.stop()
+
+
+def summarised(trace: Trace, filters: Filters) -> Summary:
+    """Analyse the wanted part of a trace, with progress."""
+    from intxtrace.analysis import Analysis
+
+    analysis = Analysis(trace.metadata, filters.select(trace.tables))
+    for result in watched(trace, trace.iter_results()):
+        analysis.add(filters.apply(result.interrupts), filters.apply(result.states), filters.apply(result.counters))
+    return analysis.finish(*filters.clip(trace.first_at, trace.last_at))
 
 
 def _bar(trace: Trace) -> tuple[Any, Any]:

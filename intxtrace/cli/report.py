@@ -25,8 +25,10 @@ def report(
     """Write the latency report: one HTML file that needs no network."""
     from intxtrace import files
     from intxtrace.api import open_trace
-    from intxtrace.cli import output, views
+    from intxtrace.cli import output
     from intxtrace.errors import IntxtraceError
+    from intxtrace.render import html
+    from intxtrace.units import printable
 
     opened = open_trace(trace)
     target = Path(trace.stem + ".html") if out is None else out
@@ -35,7 +37,7 @@ def report(
     if not force and (target.exists() or target.is_symlink()):
         raise IntxtraceError(f"{target} exists; choose another name with -o, or overwrite it with --force")
     filters = choice.resolve(opened.metadata, opened.tables, lambda: opened.begin_at)
-    page = views.report_html(views.analyse(opened, filters)).encode()
+    page = html.write_report(output.summarised(opened, filters)).encode()
     files.write_whole(target, page, force=force)
-    print(f"wrote {output.printable(str(target))} ({len(page):,} bytes)")
+    print(f"wrote {printable(str(target))} ({len(page):,} bytes)")
     output.note_end(opened)

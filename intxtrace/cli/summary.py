@@ -17,14 +17,17 @@ def summary(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON (schema intxtrace.summary).")] = False,
 ) -> None:
     """Say which way each device's interrupts took, what they cost and where the time went."""
+    from rich.console import Console
+
     from intxtrace.api import open_trace
-    from intxtrace.cli import output, views
+    from intxtrace.cli import output
+    from intxtrace.render import json, text
 
     opened = open_trace(trace)
     filters = choice.resolve(opened.metadata, opened.tables, lambda: opened.begin_at)
-    found = views.analyse(opened, filters)
+    found = output.summarised(opened, filters)
     if as_json:
-        print(views.summary_json(found), end="")
+        print(json.summary(found), end="")
     else:
-        views.print_summary(found)
+        text.print_summary(found, Console())
     output.note_end(opened)

@@ -1,1 +1,149 @@
-"""Events to interrupts and device states: pure, incremental, no files, no clock."""
+"""From events to interrupts, device states and counters: pure, incremental, the same rows for any cut into batches.
+
+```
+reconstructor = Reconstructor(tables)
+for batch in batches:                       # arrays of intxtrace.events.RECORD
+    interrupts, states, counters = reconstructor.feed(batch)
+interrupts, states, counters = reconstructor.finish()
+```
+
+The rules are in `machine.py`, what they remember in `state.py`. A row is handed out when it is closed: interrupts of one
+device oldest first, a device state when the next one begins, counters when their window is over.
+"""
+
+from __future__ import annotations
+
+from collections import namedtuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from intxtrace.events import RECORD, Kind
+from intxtrace.reconstruct import machine, state
+from intxtrace.reconstruct.result import Rows, counters_frame, interrupts_frame, states_frame
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from intxtrace.trace.tables import Tables
+
+COMPILE_FROM = 100_000
+"""Events from which on compiling is worth its time; numba takes seconds, a short trace need not wait for it."""
+
+_Event = namedtuple("_Event", RECORD.names or ())  # type: ignore[misc]
+
+
+class Result(NamedTuple):
+    """Rows that were closed: frames with the columns of `intxtrace.frames`."""
+
+    interrupts: pd.DataFrame
+    """`frames.INTERRUPTS`, in order of closing."""
+    states: pd.DataFrame
+    """`frames.DEVICE_STATES`, in order of ending."""
+    counters: pd.DataFrame
+    """`frames.COUNTERS`, window by window."""
+
+
+class Reconstructor:
+    """Feeds events to the state machine and collects the rows that it closes.
+
+    Args:
+        tables: the tables that the events name; they may grow between calls. A probe counts as attached if its row says
+            so when `feed` first sees the row, until a `PROBE` event says otherwise; with an empty probe table every kind
+            of event is taken to be recorded.
+        clock_orders_only: timestamps order the events and tell nothing else: all durations are null.
+        compile_from: number of events from which on the compiled machine is used.
+    """
+
+    def __init__(
+        self, tables: Tables, *, clock_orders_only: bool = False, compile_from: int = COMPILE_FROM
+    ) -> None:
+        self._tables = tables
+        self._clock_orders_only = clock_orders_only
+        self._compile_from = compile_from
+        self._fed = 0
+        self._probes_seen = 0
+        self._compiled = compile_from <= 0
+        self._state = state.new_state(self._compiled)
+        self._finished = False
+
+    def feed(self, events: np.ndarray[Any, Any]) -> Result:
+        """Take a batch of records (`intxtrace.events.RECORD`) and return the rows that it closed.
+
+        Events are taken in the order of their timestamps, equal ones in the order of the array. Batches follow each other
+        in time; only LOST, PROBE, DEVICE and VM may be older than what was fed before.
+        """
+        if self._finished:
+            raise ValueError("finish() was called: make a new Reconstructor")
+        self._see_probes()
+        self._fed += len(events)
+        if not self._compiled and self._fed >= self._compile_from:
+            self._state = state.to_arrays(self._state)
+            self._compiled = True
+        batch: Any = np.ascontiguousarray(_sorted(events)).view(state.EVENT)
+        run = machine.run
+        if self._compiled:
+            from intxtrace.reconstruct.compile import compiled_machine
+
+            run = compiled_machine()
+            vm_pids: Any = np.array([vm.pid for vm in self._tables.vms], np.int64)
+            device_pids: Any = np.array([device.vm_pid or 0 for device in self._tables.devices], np.int64)
+            batch = batch.view(np.recarray)
+        else:
+            vm_pids = [vm.pid for vm in self._tables.vms]
+            device_pids = [device.vm_pid or 0 for device in self._tables.devices]
+            batch = list(map(_Event._make, batch.tolist()))
+        rows = Rows()
+        at = 0
+        while True:
+            self._state = state.grown(self._state)
+            at = run(self._state, batch, at, vm_pids, device_pids)
+            rows.take(self._state)
+            if at >= len(batch):
+                return self._frames(rows)
+
+    def finish(self) -> Result:
+        """Close what is in flight, as the trace ends here, and return the last rows."""
+        if self._finished:
+            raise ValueError("finish() was called already")
+        self._finished = True
+        self._state = state.grown(self._state)
+        machine.finish(self._state)
+        rows = Rows()
+        rows.take(self._state)
+        return self._frames(rows)
+
+    def _see_probes(self) -> None:
+        """Note the rows of the probe table that are new."""
+        if not self._tables.probes and self._probes_seen == 0 and self._fed == 0:
+            for kind in range(len(self._state.kinds)):
+                self._state.kinds[kind] = 1
+            return
+        new = self._tables.probes[self._probes_seen :]
+        if new and self._probes_seen == 0:
+            for kind in range(len(self._state.kinds)):
+                self._state.kinds[kind] = 0
+        self._probes_seen = len(self._tables.probes)
+        attached = [
+            (probe.id, int(Kind[name]), int(probe.state in ("attached", "fallback")))
+            for probe in new
+            for name in probe.kinds
+            if name in Kind.__members__
+        ]
+        for _, kind, on in attached:
+            self._state.kinds[kind] += on
+        self._state = state.with_probes(self._state, attached)
+
+    def _frames(self, rows: Rows) -> Result:
+        return Result(
+            interrupts_frame(rows.interrupts(), self._tables, self._clock_orders_only),
+            states_frame(rows.states(), self._tables),
+            counters_frame(rows.counters(), self._tables),
+        )
+
+
+def _sorted(events: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    ts = events["ts"]
+    if len(ts) < 2 or bool((ts[1:] >= ts[:-1]).all()):
+        return events
+    return events[np.argsort(ts, kind="stable")]

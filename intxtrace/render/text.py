@@ -12,13 +12,10 @@ from intxtrace.render.words import LEVELS, OUTCOMES, STAGES, wall_clock
 from intxtrace.units import UNKNOWN, count, duration, plural, printable, rate, share, short_count
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from rich.console import Console
 
-    from intxtrace.analysis import Metadata
-    from intxtrace.analysis.results import DeviceSummary, Interrupt, PathLatency, ProbeState, Quality, Summary
-    from intxtrace.trace.tables import Tables
+    from intxtrace.analysis.inventory import Info
+    from intxtrace.analysis.results import DeviceSummary, Interrupt, PathLatency, Quality, Summary
 
 _COLORS = {"good": "green", "note": "yellow", "bad": "red", "unknown": "bright_black"}
 _STATES = {"attached": "green", "fallback": "yellow", "missing": "red"}
@@ -146,64 +143,65 @@ def print_interrupts(rows: tuple[Interrupt, ...], console: Console, begin_at: in
     console.print(table)
 
 
-def print_info(metadata: Metadata, tables: Tables, console: Console, events: Mapping[str, int] | None = None) -> None:
+def print_info(info: Info, console: Console) -> None:
     """Print what a trace file holds: where it is from, VMs, devices, probes, and how many events of each kind."""
+    meta = info.metadata
+    made_with = f"intxtrace {meta['tool_version']}, format {meta['format_version']}"
     facts: list[tuple[str, Any]] = [
-        ("host", f"{metadata.hostname}, Linux {metadata.kernel}, {metadata.machine}"),
-        ("began", wall_clock(metadata.started_at)),
-        ("clock", metadata.clock),
-        ("command", " ".join(metadata.command_line)),
-        ("made with", f"intxtrace {metadata.tool_version}, trace format {metadata.format_version}"),
+        ("file", f"{info.path}, {count(info.size)} bytes, {made_with}"),
+        ("host", " ".join(filter(None, (meta["hostname"], meta["kernel"], meta["machine"]))) or UNKNOWN),
+        ("began", wall_clock(meta["started_at"])),
+        ("lasted", duration(info.duration_ns)),
+        ("clock", meta["clock"]),
+        ("command", " ".join(meta["command_line"]) or UNKNOWN),
+        ("events", f"{count(info.events)}, {count(info.lost)} lost"),
+        ("end", info.problem or "whole"),
     ]
     grid = Table.grid(padding=(0, 2))
     for name, value in facts:
         grid.add_row(name, Text(printable(str(value), 400)))
     console.print(grid)
-    if tables.vms:
+    if info.vms:
         console.print()
         table = _table("VM", "process", "QEMU", left=3)
-        for vm in tables.vms:
-            table.add_row(Text(printable(vm.name, 40)), str(vm.pid), Text(printable(vm.qemu_version or UNKNOWN, 30)))
-        console.print(table)
-    if tables.devices:
-        console.print()
-        table = _table("device", "IDs", "host IRQ", "process", "name", left=5)
-        for device in tables.devices:
+        for vm in info.vms:
             table.add_row(
-                Text(printable(device.bdf or UNKNOWN, 16)),
-                f"{device.vendor_id:04x}:{device.device_id:04x}" if device.vendor_id else UNKNOWN,
-                UNKNOWN if device.host_irq is None else str(device.host_irq),
-                UNKNOWN if device.vm_pid is None else str(device.vm_pid),
-                Text(printable(device.name or UNKNOWN, 60)),
+                Text(printable(vm["name"], 40)), str(vm["pid"]), Text(printable(vm["qemu_version"] or UNKNOWN, 30))
             )
         console.print(table)
-    if events:
+    if info.devices:
+        console.print()
+        table = _table("device", "IDs", "host IRQ", "process", "name", left=5)
+        for device in info.devices:
+            table.add_row(
+                Text(printable(device["bdf"] or UNKNOWN, 16)),
+                f"{device['vendor_id']:04x}:{device['device_id']:04x}" if device["vendor_id"] else UNKNOWN,
+                UNKNOWN if device["host_irq"] is None else str(device["host_irq"]),
+                UNKNOWN if device["vm_pid"] is None else str(device["vm_pid"]),
+                Text(printable(device["name"] or UNKNOWN, 60)),
+            )
+        console.print(table)
+    if info.kinds:
         console.print()
         table = _table("events", "count")
-        for kind, number in sorted(events.items(), key=lambda item: (-item[1], item[0])):
+        for kind, number in info.kinds.items():
             table.add_row(Text(printable(kind, 40)), count(number))
-        table.add_row("all", count(sum(events.values())))
         console.print(table)
-    if tables.probes:
+    if info.probes:
         console.print()
-        print_probes(tuple(tables.probes), console)
-
-
-def print_probes(probes: tuple[Any, ...] | tuple[ProbeState, ...], console: Console) -> None:
-    """Print how each probe was attached, or why not."""
-    table = _table("probe", "state", "how", left=3)
-    table.columns[2].overflow = "fold"
-    table.columns[2].no_wrap = False
-    for probe in probes:
-        how = f"{probe.method} {probe.target}".strip()
-        if probe.reason:
-            how = f"{how}: {probe.reason}" if how else probe.reason
-        table.add_row(
-            Text(printable(probe.name, 40)),
-            Text(printable(probe.state, 10), style=_STATES.get(probe.state, "")),
-            Text(printable(how, 300)),
-        )
-    console.print(table)
+        table = _table("probe", "state", "how", left=3)
+        table.columns[2].overflow = "fold"
+        table.columns[2].no_wrap = False
+        for probe in info.probes:
+            how = f"{probe['method']} {probe['target']}".strip()
+            if probe["reason"]:
+                how = f"{how}: {probe['reason']}" if how else probe["reason"]
+            table.add_row(
+                Text(printable(probe["name"], 40)),
+                Text(printable(probe["state"], 10), style=_STATES.get(probe["state"], "")),
+                Text(printable(how, 300)),
+            )
+        console.print(table)
 
 
 def _table(*columns: str, left: int = 1) -> Table:

@@ -14,7 +14,7 @@ from playwright.sync_api import FloatRect, ViewportSize, sync_playwright
 from intxtrace.analysis import analyse
 from intxtrace.render.html import write_report
 from tests.browser.test_report import CHROMIUM
-from tests.frames_sample import SampleMetadata, sample, tables
+from tests.frames_sample import sample, sample_metadata, tables
 
 WIDTH = 1180
 
@@ -41,7 +41,7 @@ def main(arguments: list[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         report = names[1] if len(names) > 1 else Path(folder) / "report.html"
         if len(names) == 1:
-            report.write_text(write_report(analyse(sample(), SampleMetadata(), tables())), "utf-8")
+            report.write_text(write_report(analyse(sample(), sample_metadata(), tables())), "utf-8")
         take(names[0], report, "--dark" in arguments)
 
 

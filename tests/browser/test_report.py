@@ -12,7 +12,7 @@ from playwright.sync_api import Browser, ViewportSize, sync_playwright
 
 from intxtrace.analysis import analyse
 from intxtrace.render.html import write_report
-from tests.frames_sample import HOSTILE, MARKUP, SampleMetadata, sample, tables
+from tests.frames_sample import HOSTILE, MARKUP, sample, sample_metadata, tables
 
 pytestmark = pytest.mark.browser
 
@@ -32,7 +32,7 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("reports")
     made = {}
     for name, number, hostile in (("plain", 20_000, False), ("hostile", 3_000, True)):
-        found = analyse(sample(number, hostile=hostile), SampleMetadata(), tables(hostile))
+        found = analyse(sample(number, hostile=hostile), sample_metadata(), tables(hostile))
         made[name] = folder / f"{name}.html"
         made[name].write_text(write_report(found), "utf-8")
     return made

@@ -19,13 +19,13 @@ from intxtrace.analysis.histogram import Histogram
 from intxtrace.analysis.results import MEASURES, Distribution, Interrupt, PathLatency
 from intxtrace.frames import COUNTERS, INTERRUPTS, OUTCOMES, PATHS, empty
 from intxtrace.trace.tables import Device, Probe, Tables, Vm
-from tests.frames_sample import BEGIN, MS, Batch, S, SampleMetadata, counters, interrupts, sample, states, tables
+from tests.frames_sample import BEGIN, MS, Batch, S, counters, interrupts, sample, sample_metadata, states, tables
 
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p99_9": 0.999, "p99_99": 0.9999}
 
 
 def summarise(*batches: Batch, clock: str = "monotonic", known: Tables | None = None, **options: Any) -> Summary:
-    return analyse(batches, SampleMetadata(clock=clock), known or tables(), Options(**options))
+    return analyse(batches, sample_metadata(clock=clock), known or tables(), Options(**options))
 
 
 def only(frame: pd.DataFrame) -> Batch:
@@ -204,7 +204,7 @@ def test_rates() -> None:
 
 
 def test_given_ends_of_the_trace_widen_the_recording() -> None:
-    analysis = Analysis(SampleMetadata(), tables())
+    analysis = Analysis(sample_metadata(), tables())
     analysis.add(interrupts(10))
     recording = analysis.finish(BEGIN - 5 * S, BEGIN + 100 * S).recording
     assert (recording.begin_at, recording.duration_ns) == (BEGIN - 5 * S, 105 * S)

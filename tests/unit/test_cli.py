@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import stat
 import subprocess
@@ -22,9 +23,9 @@ import intxtrace
 from intxtrace import api, frames
 from intxtrace.__main__ import main
 from intxtrace.cli.interrupts import first_rows
-from intxtrace.cli.output import printable
 from intxtrace.events import Kind
 from intxtrace.trace.tables import Tables
+from intxtrace.units import printable
 from tests.unit.traces import METADATA, some_events, some_tables, write_trace
 
 
@@ -223,15 +224,15 @@ def test_reader_of_the_output_goes_away(trace: Path) -> None:
 
 
 def test_interrupting_ends_quietly(trace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("intxtrace.cli.info.gather", lambda trace: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr("intxtrace.analysis.inventory.inventory", lambda *_: signal.raise_signal(signal.SIGINT))
     assert main(["info", str(trace)]) == 130
 
 
 def test_memory_error_is_a_sentence(trace: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
-    def gather(trace: Any) -> None:
+    def gather(*_: Any) -> None:
         raise MemoryError
 
-    monkeypatch.setattr("intxtrace.cli.info.gather", gather)
+    monkeypatch.setattr("intxtrace.analysis.inventory.inventory", gather)
     assert fails(capsys, "info", str(trace)).startswith("out of memory; ")
 
 
@@ -251,7 +252,7 @@ def test_info(trace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert [row["bdf"] for row in data["devices"]] == ["0000:01:00.0", "0000:02:00.0"]
     assert main(["info", str(trace)]) == 0
     text = capsys.readouterr().out
-    for expected in ("host 6.1.0 x86_64", "irqfd_wakeup missing: no such function", "guest1, process 1200", "1.000 s"):
+    for expected in ("host 6.1.0 x86_64", "missing  no such function", "guest1", "1.00 s"):
         assert expected in text
 
 
@@ -270,7 +271,7 @@ def test_info_repairs(trace: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     assert main(["info", str(trace), "--repair", str(tmp_path / "b.intx")]) == 0
     assert "was cut off: its last" in capsys.readouterr().out
     assert main(["info", str(tmp_path / "b.intx")]) == 0
-    assert "end       whole" in capsys.readouterr().out
+    assert re.search(r"^end +whole *", capsys.readouterr().out, re.MULTILINE)
 
 
 def test_a_cut_trace_is_read_and_said_to_be_cut(

@@ -13,25 +13,27 @@ import pytest
 from rich.console import Console
 
 from intxtrace.analysis import Summary, analyse, interrupt_rows
+from intxtrace.analysis.inventory import Info
 from intxtrace.render import html
 from intxtrace.render.html import write_report
 from intxtrace.render.json import interrupts as interrupts_json
 from intxtrace.render.json import summary as summary_json
 from intxtrace.render.json import to_json
 from intxtrace.render.text import print_info, print_interrupts, print_summary
+from intxtrace.trace.metadata import Metadata
 from intxtrace.trace.tables import Tables, Vm
 from intxtrace.units import count, duration
-from tests.frames_sample import HOSTILE, MARKUP, SampleMetadata, interrupts, sample, tables
+from tests.frames_sample import HOSTILE, MARKUP, interrupts, sample, sample_metadata, tables
 
 
 @pytest.fixture(scope="module")
 def found() -> Summary:
-    return analyse(sample(5_000), SampleMetadata(), tables())
+    return analyse(sample(5_000), sample_metadata(), tables())
 
 
 @pytest.fixture(scope="module")
 def hostile() -> Summary:
-    return analyse(sample(2_000, hostile=True), SampleMetadata(hostname=HOSTILE), tables(hostile=True))
+    return analyse(sample(2_000, hostile=True), sample_metadata(hostname=HOSTILE), tables(hostile=True))
 
 
 def console(width: int = 80, terminal: bool = False) -> Console:
@@ -97,12 +99,32 @@ def test_text_and_page_show_the_figures_of_the_json(found: Summary) -> None:
     assert f"events lost: {data['quality']['lost']}" in text
 
 
+def info(metadata: Metadata, held: Tables) -> Info:
+    return Info(
+        path="slow\x1b-nic.intx",
+        size=4_321,
+        metadata=metadata.to_values(),
+        events=12,
+        lost=1,
+        begin_at=0,
+        end_at=5,
+        duration_ns=5,
+        kinds={"HANDLER_ENTRY": 12},
+        probes=[row.to_json() for row in held.probes],
+        vms=[row.to_json() for row in held.vms],
+        devices=[row.to_json() for row in held.devices],
+        truncated=False,
+        lost_bytes=0,
+        problem="",
+    )
+
+
 def test_summary_fits_80_columns(found: Summary, hostile: Summary) -> None:
     for summary in (found, hostile):
         screen = console(80)
         print_summary(summary, screen)
         print_interrupts(summary.devices[0].slowest, screen)
-        print_info(SampleMetadata(), tables(), screen, {"HANDLER_ENTRY": 12})
+        print_info(info(sample_metadata(), tables()), screen)
         lines = printed(screen).splitlines()
         assert max(len(line) for line in lines) <= 80
         tables_only = [line for line in lines if re.match(r"(kernel|userspace|hybrid|held|all) ", line)]
@@ -127,7 +149,7 @@ def test_markup_in_names_stays_text_in_the_terminal(hostile: Summary) -> None:
     screen = console(160, terminal=True)
     print_summary(hostile, screen)
     print_interrupts(hostile.devices[1].slowest, screen)
-    print_info(SampleMetadata(), tables(hostile=True), screen)
+    print_info(info(sample_metadata(), tables(hostile=True)), screen)
     text = printed(screen)
     assert f"VM {MARKUP}, 0000:05:00.0" in re.sub(r"\x1b\[[\d;]*m", "", text)
     assert HOSTILE in text
@@ -135,7 +157,8 @@ def test_markup_in_names_stays_text_in_the_terminal(hostile: Summary) -> None:
 
 def test_control_characters_do_not_reach_the_terminal() -> None:
     screen = console(120)
-    print_info(SampleMetadata(hostname="a\x1b]0;b\x07"), Tables(vms=[Vm(1, name="v\x1b[2J\u202e")]), screen)
+    held = Tables(vms=[Vm(1, name="v\x1b[2J\u202e")])
+    print_info(info(sample_metadata(hostname="a\x1b]0;b\x07"), held), screen)
     assert "\x1b" not in printed(screen)
     assert "\u202e" not in printed(screen)
     assert "v\\x1b[2J" in printed(screen)
@@ -177,7 +200,7 @@ def test_data_in_the_page_cannot_end_its_script(hostile: Summary) -> None:
 def test_page_data_do_not_grow_with_the_trace() -> None:
     sizes: dict[int, int] = {}
     for number in (2_000, 200_000):
-        found = analyse(sample(number), SampleMetadata(), tables())
+        found = analyse(sample(number), sample_metadata(), tables())
         sizes[number] = len(html._figures(found)[1])
     assert sizes[200_000] < 4 * sizes[2_000]
     assert sizes[200_000] < 100_000
@@ -189,12 +212,12 @@ def test_page_of_very_many_devices_is_bounded_and_says_so() -> None:
     for number in range(1, 41):
         one = frame.assign(device=number, bdf=f"0000:{number:02x}:00.0").astype(frame.dtypes.to_dict())
         batches.append((one, pd.DataFrame(), pd.DataFrame()))
-    page = write_report(analyse(batches, SampleMetadata(), Tables()))
+    page = write_report(analyse(batches, sample_metadata(), Tables()))
     assert len(page.encode()) < 6_000_000
     assert page.count('<section class="device"') == html.DETAILED
     assert "28 devices with the fewest interrupts have no section" in page
 
 
 def test_page_of_an_empty_trace() -> None:
-    page = write_report(analyse([], SampleMetadata(clock="none", started_at=None), Tables()))
+    page = write_report(analyse([], sample_metadata(clock="none", started_at=None), Tables()))
     assert "This trace names no device." in page

@@ -1,0 +1,146 @@
+"""Rows of the state machine -> the frames that everything else shares."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from intxtrace import frames
+from intxtrace.events import format_address
+from intxtrace.reconstruct import machine, state
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from intxtrace.trace.tables import Tables
+
+DURATIONS = {
+    "signal_ns": ("raised_at", "signalled_at"),
+    "inject_ns": ("signalled_at", "injected_at"),
+    "guest_ns": ("injected_at", "acknowledged_at"),
+    "unmask_ns": ("acknowledged_at", "unmasked_at"),
+    "masked_ns": ("raised_at", "unmasked_at"),
+}
+"""Each duration is from one instant to another; null if either is, or if they came in the other order."""
+
+
+class Rows:
+    """Collects rows from the machine's output tables, and empties those."""
+
+    def __init__(self) -> None:
+        self._parts: dict[str, list[np.ndarray[Any, Any]]] = {
+            "interrupt_rows": [],
+            "state_rows": [],
+            "counter_rows": [],
+        }
+
+    def take(self, s: state.State) -> None:
+        """Move what is there."""
+        m = s.machine[0]
+        for table, count in (
+            ("interrupt_rows", m.out_interrupts),
+            ("state_rows", m.out_states),
+            ("counter_rows", m.out_counters),
+        ):
+            if count:
+                self._parts[table].append(state.rows_of(s, table, int(count)))
+        m.out_interrupts = m.out_states = m.out_counters = 0
+
+    def interrupts(self) -> np.ndarray[Any, Any]:
+        """Return the interrupts (`state.DTYPES["interrupt_rows"]`)."""
+        return self._all("interrupt_rows")
+
+    def states(self) -> np.ndarray[Any, Any]:
+        """Return the device states (`state.DTYPES["state_rows"]`)."""
+        return self._all("state_rows")
+
+    def counters(self) -> np.ndarray[Any, Any]:
+        """Return the counters (`state.DTYPES["counter_rows"]`)."""
+        return self._all("counter_rows")
+
+    def _all(self, table: str) -> np.ndarray[Any, Any]:
+        parts = self._parts[table]
+        return np.concatenate(parts) if parts else np.zeros(0, state.DTYPES[table])
+
+
+def interrupts_frame(rows: np.ndarray[Any, Any], tables: Tables, clock_orders_only: bool) -> pd.DataFrame:
+    """Make the frame of `frames.INTERRUPTS`."""
+    columns: dict[str, Any] = {name: _integers(rows[name]) for name in rows.dtype.names or ()}
+    columns |= _places(rows, tables)
+    columns["vm_pid"] = _integers(rows["vm_pid"], rows["vm_pid"] == 0)
+    columns["host_irq"] = _integers(rows["host_irq"], rows["host_irq"] == 0)
+    columns["path"] = _words(rows["path"], frames.PATHS)
+    columns["origin"] = _words(rows["origin"], frames.ORIGINS)
+    columns["outcome"] = _words(rows["outcome"], frames.OUTCOMES)
+    columns["unmask_proof"] = _words(rows["unmask_proof"], frames.PROOFS)
+    columns["coalesced"] = _booleans(rows["coalesced"])
+    for name, (begin, end) in DURATIONS.items():
+        missing = (rows[begin] == state.NULL) | (rows[end] == state.NULL) | (rows[end] < rows[begin])
+        columns[name] = _integers(np.where(missing, 0, rows[end] - rows[begin]), missing | clock_orders_only)
+    return _frame(columns, frames.INTERRUPTS)
+
+
+def states_frame(rows: np.ndarray[Any, Any], tables: Tables) -> pd.DataFrame:
+    """Make the frame of `frames.DEVICE_STATES`."""
+    columns = _places(rows, tables)
+    columns["state"] = _words(rows["state"], frames.STATES)
+    columns["bars_mapped"] = _booleans(rows["bars_mapped"])
+    columns["begin_at"] = _integers(rows["begin_at"])
+    columns["end_at"] = _integers(rows["end_at"])
+    columns["reason"] = [
+        machine.REASONS[reason] + (f": {os.strerror(errno)}" if errno else "")
+        for reason, errno in zip(rows["reason"].tolist(), rows["errno"].tolist(), strict=True)
+    ]
+    return _frame(columns, frames.DEVICE_STATES)
+
+
+def counters_frame(rows: np.ndarray[Any, Any], tables: Tables) -> pd.DataFrame:
+    """Make the frame of `frames.COUNTERS`."""
+    columns = _places(rows, tables)
+    columns["counter"] = _words(rows["counter"], frames.COUNTER_NAMES)
+    for name in ("begin_at", "region", "offset", "count"):
+        columns[name] = _integers(rows[name])
+    return _frame(columns, frames.COUNTERS)
+
+
+def _frame(columns: dict[str, Any], contract: dict[str, tuple[str, str]]) -> pd.DataFrame:
+    import pandas as pd
+
+    return pd.DataFrame({name: pd.Series(columns[name], dtype=dtype) for name, (dtype, _) in contract.items()})
+
+
+def _places(rows: np.ndarray[Any, Any], tables: Tables) -> dict[str, Any]:
+    """Return device, its address and its VM."""
+    addresses = {packed: format_address(packed) if packed >= 0 else None for packed in np.unique(rows["bdf"]).tolist()}
+    names = {row: tables.vms[row].name if 0 <= row < len(tables.vms) else None for row in np.unique(rows["vm"]).tolist()}
+    return {
+        "device": _integers(rows["device"], rows["device"] < 0),
+        "bdf": _strings(rows["bdf"], addresses),
+        "vm": _strings(rows["vm"], names),
+    }
+
+
+def _integers(values: np.ndarray[Any, Any], missing: Any = None) -> Any:
+    import pandas as pd
+
+    return pd.arrays.IntegerArray(np.array(values), np.array(values == state.NULL if missing is None else missing))
+
+
+def _booleans(values: np.ndarray[Any, Any]) -> Any:
+    import pandas as pd
+
+    return pd.arrays.BooleanArray(values == 1, values == state.NULL)
+
+
+def _words(codes: np.ndarray[Any, Any], words: tuple[str, ...]) -> Any:
+    """Turn codes into strings; NULL gives null."""
+    return _strings(codes, dict(enumerate(words)))
+
+
+def _strings(codes: np.ndarray[Any, Any], words: dict[int, str | None]) -> Any:
+    import pandas as pd
+
+    unique, inverse = np.unique(codes, return_inverse=True)
+    return pd.array([words.get(code) for code in unique.tolist()], dtype="string").take(inverse)
