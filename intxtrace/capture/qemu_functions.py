@@ -258,7 +258,7 @@ def _name_offset_by_version(version: str | None) -> int | None:
 def _usdt_sites(elf: ElfImage) -> list[_Site]:
     """The places of the wanted events' probes, from `.note.stapsdt` (systemtap's sys/sdt.h, note type 3).
 
-    QEMU runs a probe's code unguarded (scripts/tracetool/backend/dtrace.py), so that its semaphore says nothing.
+    A note's semaphore does not matter: nothing is attached to the probe itself.
     """
     base_now = elf.sections.get(".stapsdt.base")
     sites: list[_Site] = []

@@ -347,6 +347,16 @@ def test_a_usdt_probe_that_does_not_show_the_name_leaves_it_unknown(tmp_path: Pa
     assert {binary.functions[name].argument for name in PCI} == {None}
 
 
+def test_a_usdt_probe_proves_only_its_own_functions_argument(tmp_path: Path) -> None:
+    elf = qemu(dtrace=True)
+    elf.notes = [note for note in elf.notes if b"vfio_intx_update" not in note]
+    elf.usdt("vfio_intx_update", elf.at("vfio_intx_update") + 3, "8@%rax")
+    functions = found_in(elf, tmp_path).functions
+    assert {name: functions[name].argument for name in PCI} == {
+        name: None if name == "vfio_intx_update" else "VFIOPCIDevice" for name in PCI
+    }
+
+
 def test_usdt_probes_come_before_symbols_and_trace_variables(tmp_path: Path) -> None:
     elf = qemu()
     for name in ("vfio_region_read", "vfio_intx_enable"):
