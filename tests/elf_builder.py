@@ -27,9 +27,14 @@ class Body:
         self.bytes += bytes.fromhex(text)
         return self
 
+    @property
+    def end(self) -> int:
+        """Address of what is put next."""
+        return self.address + len(self.bytes)
+
     def _relative(self, opcode: str, target: int, rest: str = "") -> Body:
         code, tail = bytes.fromhex(opcode), bytes.fromhex(rest)
-        end = self.address + len(self.bytes) + len(code) + 4 + len(tail)
+        end = self.end + len(code) + 4 + len(tail)
         self.bytes += code + struct.pack("<i", target - end) + tail
         return self
 
@@ -73,11 +78,6 @@ class Elf:
             self.functions.append(name)
         return CODE + STRIDE * self.functions.index(name)
 
-    def data_at(self) -> int:
-        """Address of the first byte after the code, for semaphores; needs all functions declared."""
-        code_size = STRIDE * len(self.functions) + 64
-        return DATA_SHIFT + CODE_OFFSET + code_size + (-code_size % 16)
-
     def body(self, name: str) -> Body:
         return Body(self.at(name))
 
@@ -86,18 +86,10 @@ class Elf:
         assert body.address == self.at(name)
         self.bodies[name] = body.bytes + b"\xc3"
 
-    def usdt(
-        self,
-        probe: str,
-        address: int,
-        arguments: str,
-        *,
-        semaphore: int = 0,
-        base: int = 0,
-        provider: str = "qemu",
-    ) -> None:
+    def usdt(self, probe: str, address: int, arguments: str, *, base: int = 0, provider: str = "qemu") -> None:
+        """A note as sys/sdt.h writes it, for a probe without a semaphore."""
         text = b"".join(s.encode() + b"\0" for s in (provider, probe, arguments))
-        self.notes.append(_note(3, b"stapsdt\0", struct.pack("<QQQ", address, base, semaphore) + text))
+        self.notes.append(_note(3, b"stapsdt\0", struct.pack("<QQQ", address, base, 0) + text))
 
     def _table(self, names: list[str]) -> tuple[bytes, bytes]:
         strings, rows = b"\0", struct.pack("<IBBHQQ", 0, 0, 0, 0, 0, 0)
@@ -116,7 +108,7 @@ class Elf:
             code[start : start + len(body)] = body
 
         data = bytearray()
-        at = self.data_at() - DATA_SHIFT
+        at = CODE_OFFSET + len(code) + (-len(code) % 16)
         sections: list[tuple[str, int, int, int, int, int]] = []  # name, type, address, offset, size, link
 
         def place(name: str, kind: int, content: bytes, *, link: int = 0, address: int | None = None) -> int:

@@ -78,6 +78,7 @@ def disassemble(binary: QemuBinary, function: QemuFunction, size: int) -> list[s
 def check_against_objdump(binary: QemuBinary) -> None:
     """Every function begins like one, tests its own trace variable, and the EOI is the one with the deeds."""
     for name, function in binary.functions.items():
+        assert function.argument is not None, name
         code = disassemble(binary, function, 0x600)
         assert re.match(r"endbr64|push|sub |mov |cmp|test|lea", code[0]), (name, code[0])
         if name == "vfio_irq_unmask":

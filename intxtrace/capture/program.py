@@ -424,6 +424,9 @@ class Probes:
                 continue
             row.method, row.offset, row.resolved = "uprobe", function.offset, function.method
             row.target = f"{binary.path}:{function.symbol}"
+            row.reason = unreadable(function, binary)
+            if row.reason:
+                continue
             try:
                 self._attach_uprobe(row, spec, function, binary, slot)
                 row.state = "attached"
@@ -489,6 +492,15 @@ class Probes:
         self.stop()
         self._slots.clear()
         self.bpf.cleanup()
+
+
+def unreadable(function: QemuFunction, binary: QemuBinary) -> str:
+    """Return why a probe could not tell whose device a QEMU function is called for; empty where it can."""
+    if function.argument is None:
+        return "the code does not prove what its first argument is"
+    if function.argument == "VFIOPCIDevice" and binary.vbasedev_offset is None:
+        return "the code does not prove where VFIOPCIDevice holds the VFIODevice"
+    return ""
 
 
 def _patch_slot(code: bytes, slot: int) -> bytes:

@@ -2,10 +2,10 @@
 argument.
 
 The order: USDT notes (builds with `--enable-trace-backends=dtrace`), then `.dynsym`, `.symtab`,
-`.gnu_debugdata`, then the exported trace variables. The last works because QEMU built with modules exports
-every `_TRACE_*_DSTATE`, and the code that tests one (`cmpw $0,disp32(%rip)`) lies in the function that the
-event is named after; the function's start comes from the unwind table. Where a symbol and the trace variable
-both speak, they must agree.
+`.gnu_debugdata`, then the exported trace variables. A USDT note and a trace variable say where a function
+traces its event: the note holds that place (systemtap's sys/sdt.h), and QEMU built with modules exports every
+`_TRACE_*_DSTATE`, which the code tests there (`cmpw $0,disp32(%rip)`). The place lies in the function that the
+event is named after, whose start comes from the unwind table. What speaks of a function must agree.
 
 Layouts are read from the code and count only when two functions say the same; see `QemuBinary`. Sources of
 outside rules: QEMU 4.0 to 11.1, hw/vfio/pci.c, hw/vfio/{common,helpers,region,device}.c, trace-events.
@@ -18,7 +18,7 @@ import re
 import stat
 import struct
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -29,38 +29,20 @@ from intxtrace.capture.elf import ElfImage, Symbol
 from intxtrace.errors import IntxtraceError
 
 Method = Literal["usdt", "dynsym", "symtab", "gnu_debugdata", "trace-variable"]
-Argument = Literal["VFIODevice", "VFIOPCIDevice", "VFIORegion", "gsi", "name"]
-
-
-@dataclass(frozen=True, slots=True)
-class UsdtSite:
-    """One place of a USDT probe; `event`: the probe's name.
-
-    `offset` and `address`: file offset for the uprobe, and virtual address. `semaphore`: file offset of the
-    counter to raise while attached (the kernel's ref_ctr_offset), None where there is none. `arguments`: the
-    note's text, such as `8@%rdi -4@32(%rsp)`, in trace-events order (untrusted; printable ASCII only).
-    """
-
-    event: str
-    offset: int
-    address: int
-    semaphore: int | None
-    arguments: str
+Argument = Literal["VFIODevice", "VFIOPCIDevice", "VFIORegion", "gsi"]
 
 
 @dataclass(frozen=True, slots=True)
 class QemuFunction:
-    """Where to put one probe.
+    """A function at whose first instruction to put one probe.
 
-    `name`: the event's name here, the same for every QEMU version. `symbol`: what it is called in this
-    binary; for `trace-variable` the name that the source gives it, with `.part.0` where the code proved to be
+    `name`: the same for every QEMU version. `symbol`: what it is called in this binary; without a symbol the
+    name of its event, which is that of the function in the source, with `.part.0` where the code proved to be
     the split part. `offset`: file offset for a uprobe. `address`: virtual address (before relocation, if the
-    program is PIE). `argument`: what the first argument is at `offset`, for `usdt` the first of the note
-    (`name`: `char *`); None when the code does not prove it. `filter_offset`: only for vfio_intx_eoi, and
-    only where the function runs on every BAR access: the byte at this offset from the argument (intx.pending)
-    is 0 when the call is no EOI. `direct_calls`: direct calls and tail jumps to `address` in the code; None
-    for `usdt` and outside x86-64. `sites`: for `usdt`, every place of the probe (attach to all); the first is
-    `offset`.
+    program is PIE). `method`: the first in the order above of what gives this address. `argument`: what the
+    first argument is; None when the code does not prove it. `filter_offset`: only for vfio_intx_eoi, and only
+    where the function runs on every BAR access: the byte at this offset from the argument (intx.pending) is 0
+    when the call is no EOI.
     """
 
     name: str
@@ -70,8 +52,6 @@ class QemuFunction:
     method: Method
     argument: Argument | None
     filter_offset: int | None
-    direct_calls: int | None
-    sites: tuple[UsdtSite, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,17 +114,19 @@ _WANTED = {
     "kvm_resample_fd_notify": _Wanted("gsi", ("kvm_resample_fd_notify",), ("kvm_resample_fd_notify",)),
     "vfio_irq_unmask": _Wanted("VFIODevice", ("vfio_unmask_single_irqindex", "vfio_device_irq_unmask"), ()),
 }
-_STEMS = (
-    *(symbol for wanted in _WANTED.values() for symbol in wanted.symbols),
-    *(f"_TRACE_{event.upper()}_DSTATE" for wanted in _WANTED.values() for event in wanted.events),
-)
+_EVENTS = {event: name for name, wanted in _WANTED.items() for event in wanted.events}
+_VARIABLES = {f"_TRACE_{event.upper()}_DSTATE": event for event in _EVENTS}
+_STEMS = (*(symbol for wanted in _WANTED.values() for symbol in wanted.symbols), *_VARIABLES)
 # What compilers append to the name of a function that they changed.
 _SUFFIXES = re.compile(rb"(?:\.(?:part|isra|constprop|lto_priv)\.[0-9]{1,9}){0,4}")
 _VERSION = re.compile(rb"QEMU emulator version ([ -~]{1,120})\n")
 # Offset of VFIODevice.name: changed by 3d779abafe (8.2); checked from 4.0 to 11.1.
 _NAME_OFFSETS = (((4, 0), (8, 1), 0x20), ((8, 2), (11, 1), 0x48))
 _CALL, _JUMP, _JCC = 0xE8, 0xE9, 0x0F
-_RDI = 7
+_REGISTERS = (b"rax", b"rcx", b"rdx", b"rbx", b"rsp", b"rbp", b"rsi", b"rdi", *(b"r%d" % n for n in range(8, 16)))
+_RDI = _REGISTERS.index(b"rdi")
+# A note's first argument where it is 64 bits in memory, as gas writes it: `8@72(%rbx) -1@$65`.
+_MEMORY = re.compile(rb"8@(-?[0-9]{1,9})\(%(" + b"|".join(_REGISTERS) + rb")\)(?: |\Z)")
 _PROLOGUE = 96  # bytes in which compilers save argument 0; the longest seen needs 64
 _MOST_USDT_SITES = 256
 _MOST_HOMES = 64
@@ -174,6 +156,25 @@ class _MissingError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
+class _Site:
+    """A place of a USDT probe; `load`: register number and displacement of its first argument, if in memory."""
+
+    event: str
+    address: int
+    load: tuple[int, int] | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Trace:
+    """The functions that trace an event by one method, and the addresses of such code that lie in none."""
+
+    event: str
+    method: Method
+    homes: list[range]
+    strays: list[int]
+
+
+@dataclass(frozen=True, slots=True)
 class _Found:
     """A function's place; `abi`: it has its source's name, so the compiler did not change its parameters."""
 
@@ -197,28 +198,20 @@ class _Eoi:
 
 
 def _search(elf: ElfImage, path: Path) -> QemuBinary:
-    usdt = _usdt_sites(elf)
     symbols, variables = _symbols(elf)
-    code = _Code(elf, symbols, variables, [site.address for sites in usdt.values() for site in sites])
+    code = _Code(elf, symbols, variables, _usdt_sites(elf))
     functions: dict[str, QemuFunction] = {}
     missing: dict[str, str] = {}
     found: dict[str, _Found] = {}
-    # Where each event's code lies: the evidence for layouts, also where a USDT note says where to probe.
-    homes: dict[str, range] = {}
     for name in _WANTED:
-        if name in usdt:
-            functions[name] = _usdt_function(name, usdt[name])
-            if len(sites := code.distinct(s.address for s in usdt[name])) == 1:
-                homes[name] = sites[0]
-            continue
         try:
             found[name] = _locate(name, symbols.get(name, []), code)
-            homes[name] = found[name].where
         except _MissingError as reason:
             missing[name] = str(reason)
 
-    eoi = _prove_eoi(homes["vfio_intx_eoi"], code) if "vfio_intx_eoi" in homes else None
-    vbasedev, name_offset = _layout(eoi, homes.get("vfio_intx_interrupt"), code)
+    eoi = _prove_eoi(found["vfio_intx_eoi"].where, code) if "vfio_intx_eoi" in found else None
+    interrupt = found["vfio_intx_interrupt"].where if "vfio_intx_interrupt" in found else None
+    vbasedev, name_offset = _layout(eoi, interrupt, code)
     version = _version(elf)
     by_version = _name_offset_by_version(version)
     for name, place in found.items():
@@ -230,7 +223,7 @@ def _search(elf: ElfImage, path: Path) -> QemuBinary:
         path=path,
         build_id=_build_id(elf),
         version=version,
-        functions={name: functions[name] for name in _WANTED if name in functions},
+        functions=functions,
         name_offset=by_version if name_offset is None else name_offset,
         name_evidence="code" if name_offset is not None else None if by_version is None else "version",
         vbasedev_offset=vbasedev,
@@ -262,52 +255,33 @@ def _name_offset_by_version(version: str | None) -> int | None:
     return next((offset for first, last, offset in _NAME_OFFSETS if first <= release <= last), None)
 
 
-def _usdt_sites(elf: ElfImage) -> dict[str, list[UsdtSite]]:
-    """Wanted name → the places of its probe, from `.note.stapsdt` (systemtap's sys/sdt.h, note type 3)."""
-    events = {event.encode(): name for name, wanted in _WANTED.items() for event in wanted.events}
+def _usdt_sites(elf: ElfImage) -> list[_Site]:
+    """The places of the wanted events' probes, from `.note.stapsdt` (systemtap's sys/sdt.h, note type 3).
+
+    A note's semaphore does not matter: nothing is attached to the probe itself.
+    """
     base_now = elf.sections.get(".stapsdt.base")
-    sites: dict[str, list[UsdtSite]] = {}
+    sites: list[_Site] = []
     for kind, owner, data in elf.notes(".note.stapsdt"):
         parts = data[24:].split(b"\0")
         if kind != 3 or owner != b"stapsdt" or len(data) < 24 or len(parts) < 3 or parts[0] != b"qemu":
             continue
-        name = events.get(parts[1])
-        if name is None:
+        event = parts[1].decode("latin-1")
+        if event not in _EVENTS:
             continue
-        address, base, semaphore = struct.unpack_from("<QQQ", data)
+        address, base = struct.unpack_from("<QQ", data)
         # Prelink may have moved the code after the note was written; the base section moved along.
-        shift = base_now.address - base if base_now is not None and base else 0
-        offset = elf.file_offset(address + shift)
-        counter = elf.file_offset(semaphore + shift, 2) if semaphore else None
-        if offset is None or not elf.is_code(address + shift) or (semaphore and counter is None):
-            continue
-        text = parts[2][:512].decode("latin-1")
-        if text.isascii() and (text.isprintable() or not text):
-            site = UsdtSite(parts[1].decode("ascii"), offset, address + shift, counter, text)
-            if len(sites.setdefault(name, [])) < _MOST_USDT_SITES:
-                sites[name].append(site)
+        address += base_now.address - base if base_now is not None and base else 0
+        if elf.is_code(address) and len(sites) < _MOST_USDT_SITES:
+            load = _MEMORY.match(parts[2])
+            register = (_REGISTERS.index(load[2]), int(load[1])) if load is not None else None
+            sites.append(_Site(event, address, register))
     return sites
 
 
-def _usdt_function(name: str, sites: list[UsdtSite]) -> QemuFunction:
-    first = sites[0]
-    return QemuFunction(
-        name=name,
-        symbol=first.event,
-        offset=first.offset,
-        address=first.address,
-        method="usdt",
-        argument="gsi" if _WANTED[name].argument == "gsi" else "name",
-        filter_offset=None,  # the probe sits behind the test for pending
-        direct_calls=None,
-        sites=tuple(sites),
-    )
-
-
 def _symbols(elf: ElfImage) -> tuple[dict[str, list[tuple[Symbol, Method]]], dict[int, str]]:
-    """Wanted name → its symbols, of the first table with any; trace variable's address → wanted name."""
+    """Wanted name → its symbols, of the first table with any; trace variable's address → event."""
     names = {symbol: name for name, wanted in _WANTED.items() for symbol in wanted.symbols}
-    events = {f"_TRACE_{event.upper()}_DSTATE": name for name, wanted in _WANTED.items() for event in wanted.events}
     found: dict[str, list[tuple[Symbol, Method]]] = {}
     variables: dict[int, str] = {}
     tables: list[tuple[ElfImage | None, str, Method]] = [
@@ -319,11 +293,11 @@ def _symbols(elf: ElfImage) -> tuple[dict[str, list[tuple[Symbol, Method]]], dic
         fresh: dict[str, list[tuple[Symbol, Method]]] = {}
         for symbol in image.symbols(table, _STEMS, _SUFFIXES) if image is not None else ():
             if not symbol.is_function:
-                variables.setdefault(symbol.address, events.get(symbol.name, ""))
+                variables.setdefault(symbol.address, _VARIABLES.get(symbol.name, ""))
             elif elf.is_code(symbol.address):
                 fresh.setdefault(names.get(symbol.name.split(".")[0], ""), []).append((symbol, method))
         found = fresh | found
-    return found, {address: name for address, name in variables.items() if name}
+    return found, {address: event for address, event in variables.items() if event}
 
 
 # --- what the code says ----------------------------------------------------------------------------------
@@ -341,13 +315,17 @@ class _Code:
         elf: ElfImage,
         symbols: dict[str, list[tuple[Symbol, Method]]],
         variables: dict[int, str],
-        sites: list[int],
+        sites: list[_Site],
     ) -> None:
         self.elf = elf
         self.x86 = elf.machine == "EM_X86_64"
-        self.tested = self._tested(variables) if self.x86 else {}
+        self._sites = sites
+        # Wanted name → who traces its events, USDT probes first.
+        self.traces: dict[str, list[_Trace]] = {}
+        for trace in (*self._probed(), *(self._tested(variables) if self.x86 else ())):
+            self.traces.setdefault(_EVENTS[trace.event], []).append(trace)
         starts = {symbol.address for found in symbols.values() for symbol, _ in found}
-        starts |= {home.start for homes in [*self.tested.values(), self.distinct(sites)] for home in homes}
+        starts |= {home.start for traces in self.traces.values() for trace in traces for home in trace.homes}
         if self.x86:
             # An EOI that only its entry's symbol leads to, see _prove_eoi.
             entries = self.distinct(symbol.address for symbol, _ in symbols.get("vfio_intx_eoi", []))
@@ -359,8 +337,18 @@ class _Code:
         functions = {f.start: f for a in addresses if (f := self.elf.function(a)) is not None}
         return [functions[start] for start in sorted(functions)]
 
-    def _tested(self, variables: dict[int, str]) -> dict[str, list[range]]:
-        """Wanted name → functions with `cmpw $0,disp32(%rip)` (66 83 3d disp32 00) on its trace variable."""
+    def _probed(self) -> list[_Trace]:
+        """The functions that hold an event's USDT probe."""
+        places: dict[str, list[int]] = {}
+        for site in self._sites:
+            places.setdefault(site.event, []).append(site.address)
+        return [
+            _Trace(event, "usdt", self.distinct(found), [a for a in found if self.elf.function(a) is None])
+            for event, found in places.items()
+        ]
+
+    def _tested(self, variables: dict[int, str]) -> list[_Trace]:
+        """The functions with `cmpw $0,disp32(%rip)` (66 83 3d disp32 00) on an event's trace variable."""
         wanted = np.array(sorted(variables), np.int64)
         hits: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []
         for address, code in self.elf.code_chunks(overlap=7) if variables else ():
@@ -368,12 +356,12 @@ class _Code:
             target, known = _targets(code, at + 3, at + 8 + address, wanted)
             hits.append((at[known] + address, target))
         tested: dict[str, list[range]] = {}
-        for variable, name in variables.items():
+        for variable, event in variables.items():
             owners = {int(o) for at, target in hits for o in np.unique(self.elf.owners(at[target == variable]))}
             # A function of which the unwind table knows nothing is owner -1: no evidence.
             functions = self.distinct(sorted(owners)[:_MOST_HOMES])
-            tested.setdefault(name, []).extend(functions)
-        return {name: functions for name, functions in tested.items() if functions}
+            tested.setdefault(event, []).extend(functions)
+        return [_Trace(event, "trace-variable", homes, []) for event, homes in tested.items() if homes]
 
     def _branches(self, starts: set[int]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
         """Source, target and opcode of direct branches with 32-bit displacement to some addresses."""
@@ -391,11 +379,10 @@ class _Code:
         table: NDArray[np.int64] = np.concatenate(parts, axis=1)
         return table[0], table[1], table[2]
 
-    def callers(self, where: range) -> NDArray[np.int64]:
-        """Where direct calls and tail jumps to a function's start come from, its own code excepted."""
+    def called(self, where: range) -> bool:
+        """Whether a direct call or tail jump leads to a function's start, from outside of its own code."""
         outside = (self._source < where.start) | (self._source >= where.stop)
-        sources: NDArray[np.int64] = self._source[(self._target == where.start) & outside & (self._kind != _JCC)]
-        return sources
+        return bool(np.any((self._target == where.start) & outside & (self._kind != _JCC)))
 
     def leads(self, source: range, target: range) -> bool:
         """Whether one function branches to another's start."""
@@ -464,8 +451,13 @@ class _Code:
         )
 
     def loads(self, where: range) -> set[int]:
-        """d of `mov d(argument 0),` into a 64-bit register."""
-        return self.operands(where, b"\x8b", None, wide=True)
+        """d of `mov d(argument 0),` into a 64-bit register, or of a USDT probe's first argument there.
+
+        sys/sdt.h lets the compiler name a place in memory for the tracer to read, so that no code reads it.
+        """
+        copies = _copies_of_rdi(self.elf.code(where))
+        noted = {s.load[1] for s in self._sites if s.load and s.address in where and s.load[0] in copies}
+        return noted | self.operands(where, b"\x8b", None, wide=True)
 
 
 def _targets(
@@ -493,36 +485,45 @@ def _copies_of_rdi(code: bytes) -> set[int]:
 
 
 def _locate(name: str, symbols: list[tuple[Symbol, Method]], code: _Code) -> _Found:
-    """Where a function is, by its symbol and its trace variable; raises _MissingError."""
+    """Where a function is, by its symbol and by where it traces its event; raises _MissingError."""
     chosen = _pick(name, symbols, code)
-    homes = code.tested.get(name, [])
-    if not homes:
+    traces = code.traces.get(name, [])
+    if not traces:
         if chosen is None:
             raise _MissingError("the binary has no symbol, USDT probe or exported trace variable of this name")
         return chosen
+    trace, *others = traces
+    homes = trace.homes
+    if trace.strays:
+        # Without unwind entries a symbol may still know its own code.
+        if chosen is None or not all(stray in chosen.where for stray in trace.strays):
+            raise _MissingError("its USDT probe lies outside of every known function")
+        homes = [*homes, chosen.where]
     place = next((h for h in homes if chosen is not None and h.start == chosen.where.start), None)
     if place is None:
-        # A function that tests the variable of another event too is that event's, with this one inlined.
-        owned = {h[0].start for other, h in code.tested.items() if other != name and len(h) == 1}
+        # A function that traces another event too is that event's, with this one inlined.
+        owned = {t.homes[0].start for n, ts in code.traces.items() if n != name for t in ts if len(t.homes) == 1}
         own = [h for h in homes if h.start not in owned]
         if len(own) != 1:
             raise _MissingError("it is inlined into other functions")
         place = own[0]
-    # Another function that tests the variable may hold an inlined copy, whose runs a probe would miss; but
-    # one that calls this function traces alike for itself (vfio_cpr_intx_enable_kvm in 11.1). What QEMU calls
+    # Another function that traces the event may hold an inlined copy, whose runs a probe would miss; but one
+    # that calls this function traces alike for itself (vfio_cpr_intx_enable_kvm in 11.1). What QEMU calls
     # through a pointer is never inlined there, and those calls are the ones that count.
     if _WANTED[name].direct and not all(code.leads(home, place) for home in homes if home != place):
         raise _MissingError("it is partly inlined into other functions")
+    if not all(place in other.homes for other in others):
+        raise _MissingError("its USDT probe and its trace variable lie in different functions")
     if chosen is None:
-        return _Found(name, place, "trace-variable", abi=False)
+        return _Found(trace.event, place, trace.method, abi=False)
     if place.start == chosen.where.start:
-        return chosen
+        return replace(chosen, method="usdt") if trace.method == "usdt" else chosen
     if not code.leads(chosen.where, place):
-        raise _MissingError("its symbol and its trace variable name different functions")
+        raise _MissingError("its symbol and the code that traces its event lie in different functions")
     # Split by the compiler: of the EOI the second part is the real one, of others the entry runs for every
     # call.
     if name == "vfio_intx_eoi":
-        return _Found(f"{chosen.symbol}.part.0", place, "trace-variable", abi=False)
+        return _Found(f"{chosen.symbol}.part.0", place, trace.method, abi=False)
     return chosen
 
 
@@ -600,8 +601,7 @@ def _finish(
     offset = code.elf.file_offset(where.start)
     if offset is None:
         raise _MissingError("its code is not in the file")
-    calls = len(code.callers(where)) if code.x86 else None
-    if wanted.direct and calls == 0:
+    if wanted.direct and code.x86 and not code.called(where):
         raise _MissingError("nothing calls it: it is inlined")
     if name == "vfio_irq_unmask" and eoi is not None and not code.leads(eoi.where, where):
         raise _MissingError("the EOI does not call it: it is inlined there")
@@ -613,5 +613,4 @@ def _finish(
         method=place.method,
         argument=argument,
         filter_offset=filter_offset,
-        direct_calls=calls,
     )

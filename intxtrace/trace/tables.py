@@ -39,13 +39,13 @@ class Probe(Row):
     state: str = "missing"
     """`attached`, `fallback` (attached to a substitute that tells less) or `missing`."""
     method: str = ""
-    """`fentry`, `fexit`, `kprobe`, `kretprobe`, `raw_tracepoint`, `uprobe`, `usdt`, `import`."""
+    """`fentry`, `fexit`, `kprobe`, `kretprobe`, `raw_tracepoint`, `uprobe`, `import`."""
     target: str = ""
     """Function or tracepoint, with its module or binary."""
     offset: int = 0
     """Uprobes: offset in the file."""
     resolved: str = ""
-    """How the target was found: `btf`, `kallsyms`, `dynsym`, `trace-variable`, …"""
+    """How the target was found: `btf`, `kallsyms`, `usdt`, `dynsym`, `trace-variable`, …"""
     reason: str = ""
     """Where it is missing or a fallback: why."""
     optional: bool = False

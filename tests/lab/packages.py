@@ -2,7 +2,7 @@
 
 Kernels are fetched, never installed: `apt-get download` with a private apt configuration, whose mirror is
 the one that this machine's own apt sources name, unpacked with `dpkg-deb -x` into
-`<cache>/kernel-<series>`. A folder of that name is complete: it appears by one rename, after the last step.
+`<cache>/lab/kernel-<series>`. A folder of that name is complete: it appears by one rename, after the last step.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from tests.cache import cache_folder
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -67,6 +69,7 @@ class Kernel:
         return files
 
 
+<<<<<<< HEAD
 def cache_folder() -> Path:
     """Where fetched packages are kept: INTXTRACE_CACHE, or .cache/lab of the repository."""
     named = os.environ.get("INTXTRACE_CACHE")
@@ -76,6 +79,11 @@ def cache_folder() -> Path:
 def ensure_packages(wanted: Sequence[str] = REQUIRED) -> None:
     """Install what is wanted and this machine lacks; LabError where that takes root and we are not."""
     missing = [package for package in wanted if not _installed(package)]
+=======
+def ensure_packages() -> None:
+    """Install what the lab needs and this machine lacks; LabError where that takes root and we are not."""
+    missing = [package for package in REQUIRED if not _installed(package)]
+>>>>>>> usdt
     if not missing:
         return
     if os.geteuid() != 0:
@@ -99,7 +107,7 @@ def ensure_kernel(series: str) -> Kernel:
     """The newest kernel of a series (a key of KERNELS) with headers, from the cache or fetched into it."""
     if series not in KERNELS:
         raise LabError(f"No kernel {series} in the lab: choose one of {', '.join(KERNELS)}.")
-    cache = cache_folder()
+    cache = cache_folder("lab")
     cache.mkdir(parents=True, exist_ok=True)
     folder = cache / f"kernel-{series}"
     with _locked(cache / "lock"):

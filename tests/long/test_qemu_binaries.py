@@ -1,13 +1,12 @@
 """The function finder on the QEMU of every Debian suite, fetched with apt and kept in a cache folder.
 
 Not collected by default; run `pytest tests/long/test_qemu_binaries.py`. Needs Debian with apt, dpkg and
-binutils, and the network once. INTXTRACE_CACHE names the folder (default `.cache` at the top).
+binutils, and the network once. The folder is `qemu` in that of tests/cache.py.
 """
 
 from __future__ import annotations
 
 import io
-import os
 import subprocess
 import tarfile
 from pathlib import Path
@@ -15,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from intxtrace.capture.qemu_functions import find_functions
+from tests.cache import cache_folder
 from tests.qemu_binaries import KNOWN, check_against_objdump, layout_of
 
 # Suite → the QEMU release that it has.
@@ -36,8 +36,7 @@ def mirror() -> str:
 
 def qemu_of(suite: str) -> Path:
     """The suite's QEMU binary, from the cache or fetched with a private apt configuration."""
-    root = Path(os.environ.get("INTXTRACE_CACHE", Path(__file__).parents[2] / ".cache"))
-    folder = (root / "qemu" / suite).absolute()
+    folder = cache_folder("qemu") / suite
     binary = folder / "qemu-system-x86_64"
     if binary.exists():
         return binary

@@ -13,9 +13,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from intxtrace.capture.program import unreadable
 from intxtrace.capture.qemu_functions import QemuBinary, find_functions
 from intxtrace.errors import IntxtraceError
-from tests.elf_builder import CODE, CODE_OFFSET, DATA_SHIFT, EM_AARCH64, Elf
+from tests.elf_builder import CODE, CODE_OFFSET, EM_AARCH64, Body, Elf
 from tests.qemu_binaries import KNOWN, check_against_objdump, layout_of
 
 INSTALLED = Path("/usr/bin/qemu-system-x86_64")
@@ -40,23 +41,34 @@ def i32(value: int) -> str:
     return struct.pack("<i", value).hex()
 
 
-def qemu(*, split: bool = True, exported: tuple[str, ...] = EXPORTED, eoi: str = "vfio_intx_eoi") -> Elf:
-    """A QEMU as Debian builds it: the static functions have no symbol, the trace variables are exported."""
+def traces(elf: Elf, body: Body, event: str, base: str, load: str, offset: int, *, dtrace: bool) -> None:
+    """What tracing an event with a name leaves in code: `load` is `mov offset(%base)`, up to the offset."""
+    if dtrace:  # the name stays in memory, for the tracer to read
+        elf.usdt(event, body.end, f"8@{offset}(%{base}) -1@$65")
+        body.raw("90")
+    else:
+        body.test_variable(elf.at(variable(event))).raw(load)
+        body.raw(f"{offset:02x}" if offset < 0x80 else i32(offset))
+
+
+def qemu(
+    *, split: bool = True, exported: tuple[str, ...] = EXPORTED, eoi: str = "vfio_intx_eoi", dtrace: bool = False
+) -> Elf:
+    """A QEMU as Debian builds it: the static functions have no symbol, the trace variables are exported.
+
+    `dtrace`: as Red Hat builds it, with USDT probes instead of tests of the trace variables.
+    """
     elf = Elf()
-    elf.put(
-        "vfio_intx_interrupt",
-        elf.body("vfio_intx_interrupt")
-        .raw("4889fd")  # mov %rdi,%rbp
-        .raw("c685" + i32(VBASEDEV + PENDING) + "01")  # movb $1,intx.pending(%rbp)
-        .test_variable(elf.at(variable("vfio_intx_interrupt")))
-        .raw("488b85" + i32(VBASEDEV + NAME)),  # mov name(%rbp),%rax
-    )
+    body = elf.body("vfio_intx_interrupt")
+    body.raw("4889fd")  # mov %rdi,%rbp
+    body.raw("c685" + i32(VBASEDEV + PENDING) + "01")  # movb $1,intx.pending(%rbp)
+    traces(elf, body, "vfio_intx_interrupt", "rbp", "488b85", VBASEDEV + NAME, dtrace=dtrace)
+    elf.put("vfio_intx_interrupt", body)
     part = f"{eoi}.part.0" if split else eoi
     body = elf.body(part).raw("4889fb")  # mov %rdi,%rbx
     if not split:
         body.raw("80bb" + i32(PENDING) + "00")  # cmpb $0,pending(%rbx)
-    body.test_variable(elf.at(variable(eoi)))
-    body.raw(f"488b73{NAME:02x}")  # mov name(%rbx),%rsi
+    traces(elf, body, eoi, "rbx", "488b73", NAME, dtrace=dtrace)
     body.raw(f"c643{PENDING:02x}00")  # movb $0,pending(%rbx)
     body.raw("488dbb" + i32(-VBASEDEV))  # lea -vbasedev(%rbx),%rdi
     elf.put(part, body.jump(elf.at(UNMASK)))
@@ -64,10 +76,16 @@ def qemu(*, split: bool = True, exported: tuple[str, ...] = EXPORTED, eoi: str =
         elf.put(eoi, elf.body(eoi).raw(f"807f{PENDING:02x}00").jump_not_equal(elf.at(part)))
     for name in PCI:
         body = elf.body(name).raw("4989fc")  # mov %rdi,%r12
-        body.test_variable(elf.at(variable(name)))
-        elf.put(name, body.raw("498b8424" + i32(VBASEDEV + NAME)))  # mov name(%r12),%rax
+        traces(elf, body, name, "r12", "498b8424", VBASEDEV + NAME, dtrace=dtrace)
+        elf.put(name, body)
     for name in (*REGION, "kvm_resample_fd_notify"):
-        elf.put(name, elf.body(name).test_variable(elf.at(variable(name))))
+        body = elf.body(name)
+        if dtrace:
+            elf.usdt(name, body.end, "8@%rax")
+            body.raw("90")
+        else:
+            body.test_variable(elf.at(variable(name)))
+        elf.put(name, body)
     elf.put(UNMASK, elf.body(UNMASK).raw("f30f1efa"))
     body = elf.body("caller")
     for name in (*PCI, "vfio_region_mmaps_set_enabled", "kvm_resample_fd_notify"):
@@ -114,7 +132,6 @@ def test_a_split_eoi_gives_the_part_behind_the_test(tmp_path: Path) -> None:
     assert eoi.address == elf.at("vfio_intx_eoi.part.0")
     assert eoi.offset == eoi.address - CODE + CODE_OFFSET
     assert eoi.argument == "VFIODevice"
-    assert eoi.direct_calls == 0  # only a conditional jump leads there
     assert (binary.name_offset, binary.name_evidence, binary.vbasedev_offset) == (NAME, "code", VBASEDEV)
     for name in ("vfio_intx_interrupt", *PCI):
         function = binary.functions[name]
@@ -271,86 +288,193 @@ def test_another_machine_is_served_by_symbols_alone(tmp_path: Path) -> None:
     elf = replace(qemu(), machine=EM_AARCH64)
     binary = found_in(elf, tmp_path)
     assert set(binary.functions) == {*REGION, "kvm_resample_fd_notify", "vfio_irq_unmask"}
-    assert {f.direct_calls for f in binary.functions.values()} == {None}
 
 
 # --- USDT ---
 
 
-def test_usdt_notes_come_first(tmp_path: Path) -> None:
-    elf = qemu()
-    inside = elf.at("vfio_intx_interrupt") + 3
-    elf.usdt("vfio_intx_interrupt", inside, "8@%rax -1@$65", semaphore=elf.data_at())
-    elf.usdt("vfio_pci_intx_eoi", elf.at("vfio_intx_eoi.part.0") + 3, "8@32(%rbx)")
-    elf.usdt("vfio_pci_intx_eoi", elf.at("caller"), "8@%rsi")
-    elf.usdt("kvm_resample_fd_notify", elf.at("kvm_resample_fd_notify"), "-4@%edi")
-    elf.usdt("vfio_region_read", elf.at("vfio_region_read"), "8@%rdi", provider="other")
+def test_usdt_probes_lead_to_the_functions_that_hold_them(tmp_path: Path) -> None:
+    elf = qemu(dtrace=True, eoi="vfio_pci_intx_eoi")
     binary = found_in(elf, tmp_path)
-    interrupt = binary.functions["vfio_intx_interrupt"]
-    assert (interrupt.method, interrupt.argument, interrupt.direct_calls) == ("usdt", "name", None)
-    assert (interrupt.address, interrupt.offset) == (inside, inside - CODE + CODE_OFFSET)
-    assert [(s.semaphore, s.arguments) for s in interrupt.sites] == [(elf.data_at() - DATA_SHIFT, "8@%rax -1@$65")]
-    eoi = binary.functions["vfio_intx_eoi"]
-    assert (eoi.symbol, eoi.filter_offset) == ("vfio_pci_intx_eoi", None)
-    assert [(s.address, s.semaphore) for s in eoi.sites] == [
-        (elf.at("vfio_intx_eoi.part.0") + 3, None),
-        (elf.at("caller"), None),
-    ]
+    assert binary.missing == {}
+    methods = {name: function.method for name, function in binary.functions.items()}
+    assert methods.pop("vfio_irq_unmask") == "dynsym"  # it traces nothing
+    assert set(methods.values()) == {"usdt"}
+    for name in ("vfio_intx_interrupt", *PCI):
+        function = binary.functions[name]
+        assert (function.symbol, function.address, function.argument) == (name, elf.at(name), "VFIOPCIDevice")
+        assert function.offset == elf.at(name) - CODE + CODE_OFFSET
+    for name in REGION:
+        function = binary.functions[name]
+        assert (function.symbol, function.address, function.argument) == (name, elf.at(name), "VFIORegion")
     assert binary.functions["kvm_resample_fd_notify"].argument == "gsi"
-    assert binary.functions["vfio_region_read"].method == "dynsym"
+    eoi = binary.functions["vfio_intx_eoi"]
+    assert (eoi.symbol, eoi.address) == ("vfio_pci_intx_eoi.part.0", elf.at("vfio_pci_intx_eoi.part.0"))
+    assert (eoi.argument, eoi.filter_offset) == ("VFIODevice", None)
 
 
-def test_usdt_places_prove_layouts_without_trace_variables(tmp_path: Path) -> None:
-    elf = qemu()
-    elf.dynsym = [*EXPORTED]
-    elf.usdt("vfio_intx_interrupt", elf.at("vfio_intx_interrupt") + 3, "8@%rax -1@$65")
-    elf.usdt("vfio_intx_eoi", elf.at("vfio_intx_eoi.part.0") + 3, "8@32(%rbx)")
-    binary = found_in(elf, tmp_path)
+def test_a_whole_eoi_with_a_usdt_probe_gives_the_offset_of_pending(tmp_path: Path) -> None:
+    eoi = found_in(qemu(dtrace=True, split=False), tmp_path).functions["vfio_intx_eoi"]
+    assert (eoi.symbol, eoi.method, eoi.filter_offset) == ("vfio_intx_eoi", "usdt", PENDING)
+
+
+def test_usdt_probes_name_the_place_of_the_name(tmp_path: Path) -> None:
+    binary = found_in(qemu(dtrace=True), tmp_path)
     assert (binary.name_offset, binary.name_evidence, binary.vbasedev_offset) == (NAME, "code", VBASEDEV)
-    assert binary.functions["vfio_irq_unmask"].argument == "VFIODevice"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "8@%rax",  # loaded somewhere, but by nothing in this function
+        f"8@{NAME}(%rcx)",  # from what is not argument 0
+        f"4@{NAME}(%rbx)",  # not a pointer
+        f"8@%rax 8@{NAME}(%rbx)",  # not the first argument
+        f"8@{NAME + 8}(%rbx)",  # not where the interrupt handler has it
+        "",
+        "8@\x1b[2J(%rbx)",
+        f"8@{'9' * 500}(%rbx)",
+    ],
+)
+def test_a_usdt_probe_that_does_not_show_the_name_leaves_it_unknown(tmp_path: Path, arguments: str) -> None:
+    elf = qemu(dtrace=True)
+    site = elf.at("vfio_intx_eoi.part.0") + 3
+    elf.notes = [note for note in elf.notes if b"\0vfio_intx_eoi\0" not in note]
+    elf.usdt("vfio_intx_eoi", site, arguments)
+    binary = found_in(elf, tmp_path)
+    assert binary.functions["vfio_intx_eoi"].address == elf.at("vfio_intx_eoi.part.0")
+    assert (binary.name_offset, binary.name_evidence, binary.vbasedev_offset) == (None, None, VBASEDEV)
+    assert {binary.functions[name].argument for name in PCI} == {None}
+
+
+def test_a_usdt_probe_proves_only_its_own_functions_argument(tmp_path: Path) -> None:
+    elf = qemu(dtrace=True)
+    elf.notes = [note for note in elf.notes if b"vfio_intx_update" not in note]
+    elf.usdt("vfio_intx_update", elf.at("vfio_intx_update") + 3, "8@%rax")
+    functions = found_in(elf, tmp_path).functions
+    assert {name: functions[name].argument for name in PCI} == {
+        name: None if name == "vfio_intx_update" else "VFIOPCIDevice" for name in PCI
+    }
+
+
+def test_usdt_probes_come_before_symbols_and_trace_variables(tmp_path: Path) -> None:
+    elf = qemu()
+    for name in ("vfio_region_read", "vfio_intx_enable"):
+        elf.usdt(name, elf.at(name) + 4, "8@%rax")
+    elf.usdt("vfio_region_write", elf.at("vfio_region_write"), "8@%rdi", provider="other")
+    binary = found_in(elf, tmp_path)
+    assert binary.missing == {}
+    methods = {name: binary.functions[name].method for name in (*REGION[:2], *PCI[:2])}
+    assert methods == {
+        "vfio_region_read": "usdt",
+        "vfio_region_write": "dynsym",
+        "vfio_intx_enable": "usdt",
+        "vfio_intx_disable": "trace-variable",
+    }
+
+
+def test_usdt_probe_and_trace_variable_must_agree(tmp_path: Path) -> None:
+    elf = qemu()
+    elf.usdt("vfio_intx_interrupt", elf.at("caller"), "8@%rax")
+    reason = "its USDT probe and its trace variable lie in different functions"
+    assert found_in(elf, tmp_path).missing["vfio_intx_interrupt"] == reason
+
+
+def test_usdt_probe_and_symbol_must_agree(tmp_path: Path) -> None:
+    elf = qemu(dtrace=True)
+    elf.notes = [note for note in elf.notes if b"vfio_region_read" not in note]
+    elf.at("elsewhere")
+    elf.usdt("vfio_region_read", elf.at("elsewhere"), "8@%rax")
+    assert "different functions" in found_in(elf, tmp_path).missing["vfio_region_read"]
+    # Unless the one is a part of the other.
+    elf.put("vfio_region_read", elf.body("vfio_region_read").jump_not_equal(elf.at("elsewhere")))
+    function = found_in(elf, tmp_path).functions["vfio_region_read"]
+    assert (function.method, function.address) == ("dynsym", elf.at("vfio_region_read"))
+
+
+def test_a_symbol_of_the_eoi_entry_agrees_with_the_probe_in_its_part(tmp_path: Path) -> None:
+    elf = qemu(dtrace=True, exported=(*EXPORTED, "vfio_intx_eoi"))
+    eoi = found_in(elf, tmp_path).functions["vfio_intx_eoi"]
+    assert (eoi.symbol, eoi.method) == ("vfio_intx_eoi.part.0", "usdt")
+    assert (eoi.address, eoi.filter_offset) == (elf.at("vfio_intx_eoi.part.0"), None)
+
+
+def test_two_usdt_sites_in_one_function_are_one_function(tmp_path: Path) -> None:
+    elf = qemu(dtrace=True)
+    for name in ("vfio_intx_disable", "vfio_region_read"):
+        elf.usdt(name, elf.at(name), "8@%rsi")
+    binary = found_in(elf, tmp_path)
+    assert binary.missing == {}
+    assert binary.functions["vfio_intx_disable"].address == elf.at("vfio_intx_disable")
+
+
+def test_a_usdt_site_in_no_known_function_is_missing(tmp_path: Path) -> None:
+    for name in ("vfio_intx_disable", "vfio_region_read"):  # without a symbol, and with one
+        elf = qemu(dtrace=True)
+        elf.usdt(name, elf.at(name) + 0x100, "8@%rsi")  # behind its last instruction
+        assert found_in(elf, tmp_path).missing == {name: "its USDT probe lies outside of every known function"}
+
+
+def test_without_unwind_entries_a_symbol_knows_its_usdt_site(tmp_path: Path) -> None:
+    elf = qemu(dtrace=True)
+    data = bytearray(elf.write())
+    struct.pack_into("<I", data, 64 + 2 * 56, 0)  # the third program header is no longer PT_GNU_EH_FRAME
+    binary = found_in(bytes(data), tmp_path)
+    assert binary.functions["kvm_resample_fd_notify"].method == "usdt"
+    assert binary.functions["kvm_resample_fd_notify"].address == elf.at("kvm_resample_fd_notify")
+    assert binary.missing["vfio_intx_disable"] == "its USDT probe lies outside of every known function"
+
+
+def test_a_usdt_probe_inlined_into_two_functions_is_missing(tmp_path: Path) -> None:
+    elf = qemu(dtrace=True)
+    elf.notes = [note for note in elf.notes if b"vfio_intx_disable_kvm" not in note]
+    for host in ("vfio_intx_update", "vfio_intx_disable"):  # these have probes of their own
+        elf.usdt("vfio_intx_disable_kvm", elf.at(host) + 3, "8@%rsi")
+    elf.usdt("vfio_intx_interrupt", elf.at("caller"), "8@%rsi")  # this has none
+    elf.usdt("vfio_intx_enable_kvm", elf.at("vfio_intx_enable") + 3, "8@%rsi")
+    missing = found_in(elf, tmp_path).missing
+    assert missing == {
+        "vfio_intx_disable_kvm": "it is inlined into other functions",
+        "vfio_intx_interrupt": "it is inlined into other functions",
+        "vfio_intx_enable_kvm": "it is partly inlined into other functions",
+    }
 
 
 def test_usdt_addresses_follow_the_base_section(tmp_path: Path) -> None:
     elf = qemu()
     elf.base_section = 0x601000
-    target = elf.at("vfio_region_read")
-    elf.usdt("vfio_region_read", target - 0x1000, "8@%rdi", base=0x600000)
-    assert found_in(elf, tmp_path).functions["vfio_region_read"].address == target
+    elf.usdt("vfio_region_read", elf.at("vfio_region_read") + 4 - 0x1000, "8@%rdi", base=0x600000)
+    function = found_in(elf, tmp_path).functions["vfio_region_read"]
+    assert (function.method, function.address) == ("usdt", elf.at("vfio_region_read"))
 
 
 def test_usdt_notes_that_lead_nowhere_are_ignored(tmp_path: Path) -> None:
     elf = qemu()
     elf.usdt("vfio_region_read", 0, "8@%rdi")
     elf.usdt("vfio_region_read", 2**64 - 1, "8@%rdi")
-    elf.usdt("vfio_region_read", elf.at("vfio_region_read"), "8@%rdi", semaphore=2**63)
-    elf.usdt("vfio_region_read", elf.at("vfio_region_read"), "8@%rdi\x1b[2J")
     assert found_in(elf, tmp_path).functions["vfio_region_read"].method == "dynsym"
 
 
-def test_usdt_sites_read_as_readelf_reads_them(tmp_path: Path) -> None:
-    elf = qemu()
-    elf.usdt("vfio_intx_enable", elf.at("vfio_intx_enable") + 4, "8@-24(%rbp)", semaphore=elf.data_at())
-    elf.usdt("vfio_intx_enable", elf.at("caller"), "8@%rsi", semaphore=elf.data_at())
-    elf.usdt("vfio_intx_update", elf.at("vfio_intx_update"), "8@%rbp -4@%eax -4@16(%rsp)")
+def test_usdt_probes_lie_where_readelf_says(tmp_path: Path) -> None:
+    elf = qemu(dtrace=True)
     binary = found_in(elf, tmp_path)
     listing = subprocess.run(["readelf", "-nW", binary.path], capture_output=True, text=True, check=True).stdout
-    expected = re.findall(
-        r"Provider: qemu\n\s*Name: (\S+)\n\s*Location: 0x0*(\w+), Base: \w+, Semaphore: 0x0*(\w+)\n"
-        r"\s*Arguments: (.*)",
-        listing,
-    )
-    sites = [s for name in ("vfio_intx_enable", "vfio_intx_update") for s in binary.functions[name].sites]
-    read = [
-        (
-            site.event,
-            f"{site.address:x}",
-            "0" if site.semaphore is None else f"{site.semaphore + DATA_SHIFT:x}",
-            site.arguments,
-        )
-        for site in sites
-    ]
-    assert read == expected
-    assert len(read) == 3
+    places = re.findall(r"Provider: qemu\n\s*Name: (\S+)\n\s*Location: 0x0*(\w+), ", listing)
+    assert {name for name, _ in places} == {n for n, f in binary.functions.items() if f.method == "usdt"}
+    for name, place in places:
+        assert 0 <= int(place, 16) - binary.functions[name].address < 0x20
+
+
+# --- what the probes can use ---
+
+
+def test_a_function_whose_device_is_not_proved_is_not_probed(tmp_path: Path) -> None:
+    binary = found_in(qemu(dtrace=True), tmp_path)
+    assert {unreadable(function, binary) for function in binary.functions.values()} == {""}
+    region, enable = binary.functions["vfio_region_read"], binary.functions["vfio_intx_enable"]
+    assert "first argument" in unreadable(replace(region, argument=None), binary)
+    assert "VFIODevice" in unreadable(enable, replace(binary, vbasedev_offset=None))
+    assert unreadable(region, replace(binary, vbasedev_offset=None)) == ""
 
 
 # --- what is no sound QEMU ---
