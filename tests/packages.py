@@ -11,6 +11,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from tests.cache import cache_folder
 from tests.lab import packages as lab
 
 REQUIRED = (*lab.REQUIRED, "binutils", "chromium")
@@ -25,12 +26,12 @@ def native_headers() -> Path | None:
     if (Path("/lib/modules") / os.uname().release / "build").exists():
         return None
     kernel = lab.ensure_kernel("6.1")
-    target = lab.cache_folder() / f"headers-{kernel.release}"
+    target = cache_folder("lab") / f"headers-{kernel.release}"
     if not target.exists():
         sources = kernel.root / "usr" / "src"
         flavour = sources / f"linux-headers-{kernel.release}"
         common = sources / f"linux-headers-{kernel.release.removesuffix('-amd64')}-common"
-        with tempfile.TemporaryDirectory(dir=lab.cache_folder()) as work:
+        with tempfile.TemporaryDirectory(dir=cache_folder("lab")) as work:
             both = Path(work) / "both"
             for folder in (common, flavour):
                 for part in ("include", "arch/x86/include"):

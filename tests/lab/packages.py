@@ -69,21 +69,9 @@ class Kernel:
         return files
 
 
-<<<<<<< HEAD
-def cache_folder() -> Path:
-    """Where fetched packages are kept: INTXTRACE_CACHE, or .cache/lab of the repository."""
-    named = os.environ.get("INTXTRACE_CACHE")
-    return Path(named).resolve() if named else REPOSITORY / ".cache" / "lab"
-
-
 def ensure_packages(wanted: Sequence[str] = REQUIRED) -> None:
     """Install what is wanted and this machine lacks; LabError where that takes root and we are not."""
     missing = [package for package in wanted if not _installed(package)]
-=======
-def ensure_packages() -> None:
-    """Install what the lab needs and this machine lacks; LabError where that takes root and we are not."""
-    missing = [package for package in REQUIRED if not _installed(package)]
->>>>>>> usdt
     if not missing:
         return
     if os.geteuid() != 0:
