@@ -410,8 +410,8 @@ class Probes:
         key = str(binary.path)
         slot = self._slots.setdefault(key, len(self._slots))
         eoi = binary.functions.get("vfio_intx_eoi")
-        leaf = self.bpf["binaries"].Leaf(binary.vbasedev_offset or 0, (eoi.filter_offset or 0) if eoi else 0)
-        self.bpf["binaries"][ct.c_int(slot)] = leaf
+        leaf = self.bpf[b"binaries"].Leaf(binary.vbasedev_offset or 0, (eoi.filter_offset or 0) if eoi else 0)
+        self.bpf[b"binaries"][ct.c_int(slot)] = leaf
         rows = []
         for spec in qemu_specs(self._bar):
             row = Probe(len(self.table), name=spec.name, kinds=[kind.name for kind in spec.kinds])

@@ -115,7 +115,7 @@ class CallbackRing:
             self._parts.append(ct.string_at(data, size))
             return 0 if len(self._parts) < self._LIMIT else -1
 
-        bpf["events"].open_ring_buffer(receive)
+        bpf[b"events"].open_ring_buffer(receive)
 
     def take(self) -> tuple[Events, int]:
         """See `Source.take`."""
@@ -136,7 +136,7 @@ def open_ring(bpf: Any, size: int) -> Source:
     """Open the ring `events` of a bcc.BPF object: mapped where that is allowed, else through the callback."""
     if mappable():
         try:
-            return MappedRing(bpf["events"].map_fd, size)
+            return MappedRing(bpf[b"events"].map_fd, size)
         except OSError:
             pass
     return CallbackRing(bpf)

@@ -216,11 +216,11 @@ class Session:
     def _allow(self, pid: int) -> None:
         self._refused.tgids.discard(pid)
         with contextlib.suppress(KeyError):
-            del self._probes.bpf["refused_tgids"][ct.c_uint32(pid)]
+            del self._probes.bpf[b"refused_tgids"][ct.c_uint32(pid)]
 
     def _refuse_process(self, pid: int) -> None:
         self._refused.tgids.add(pid)
-        self._probes.bpf["refused_tgids"][ct.c_uint32(pid)] = ct.c_uint32(1)
+        self._probes.bpf[b"refused_tgids"][ct.c_uint32(pid)] = ct.c_uint32(1)
 
     def _device(self, bdf: str) -> int:
         if bdf not in self._device_ids:
@@ -260,8 +260,8 @@ class Session:
             wanted = any(self._selection.takes_vm(one.pid, one.name) for one in holders) or not holders
         if not wanted:
             self._refused.devices.add(vdev)
-            self._probes.bpf["refused_addresses"][ct.c_uint32(parse_address(bdf))] = ct.c_uint32(1)
-            table = self._probes.bpf["devices"]
+            self._probes.bpf[b"refused_addresses"][ct.c_uint32(parse_address(bdf))] = ct.c_uint32(1)
+            table = self._probes.bpf[b"devices"]
             with contextlib.suppress(KeyError):
                 leaf = table[ct.c_uint64(vdev)]
                 leaf.refused = 1
@@ -331,18 +331,18 @@ class Session:
 
     def _vms_of(self, pid: int) -> list[int]:
         """The KVM objects that a process made; forgets them."""
-        table = self._probes.bpf["vms"]
+        table = self._probes.bpf[b"vms"]
         found = [int(key.value) for key, leaf in table.items() if leaf.value == pid]
         for vm in found:
             with contextlib.suppress(KeyError):
                 del table[ct.c_uint64(vm)]
         with contextlib.suppress(KeyError):
-            del self._probes.bpf["vm_of"][ct.c_uint32(pid)]
+            del self._probes.bpf[b"vm_of"][ct.c_uint32(pid)]
         return found
 
     def _count_losses(self, now: int) -> None:
         lost: list[tuple[int, int, int]] = []
-        for key, cpus in self._probes.bpf["losses"].items():
+        for key, cpus in self._probes.bpf[b"losses"].items():
             total = sum(cpu.count for cpu in cpus)
             known = self._losses.setdefault(key.value, _Loss())
             if total > known.seen:
@@ -357,7 +357,7 @@ class Session:
             self._note([_event(Kind.LOST, now, aux=kind, arg0=first, arg1=count)])
 
     def _take_bar_counts(self, now: int, *, last: bool) -> None:
-        for key, leaf in self._probes.bpf["offsets"].items():
+        for key, leaf in self._probes.bpf[b"offsets"].items():
             at = (key.tgid, key.device, key.region, key.number, key.offset)
             count = leaf.value - self._offsets.get(at, 0)
             if count:
@@ -378,7 +378,7 @@ class Session:
                     ]
                 )
         if last:
-            for key, leaf in self._probes.bpf["bars"].items():
+            for key, leaf in self._probes.bpf[b"bars"].items():
                 if leaf.reads or leaf.writes:
                     self._note(
                         [
