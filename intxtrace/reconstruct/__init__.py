@@ -7,8 +7,8 @@ for batch in batches:                       # arrays of intxtrace.events.RECORD
 interrupts, states, counters = reconstructor.finish()
 ```
 
-The rules are in `machine.py`, what they remember in `state.py`. A row is handed out when it is closed: interrupts of one
-device oldest first, a device state when the next one begins, counters when their window is over.
+The pass over the events is in `machine.py`, what it remembers in `state.py`. A row is handed out when it is closed:
+interrupts of one device oldest first, a device state when the next one begins, counters when their window is over.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 
 from intxtrace.events import RECORD, Kind
 from intxtrace.reconstruct import machine, state
-from intxtrace.reconstruct.result import Rows, counters_frame, interrupts_frame, states_frame
+from intxtrace.reconstruct.result import counters_frame, interrupts_frame, states_frame
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -49,29 +49,27 @@ class Reconstructor:
 
     Args:
         tables: the tables that the events name; they may grow between calls. A probe counts as attached if its row says
-            so when `feed` first sees the row, until a `PROBE` event says otherwise; with an empty probe table every kind
-            of event is taken to be recorded.
+            so when `feed` first sees the row, until a `PROBE` event says otherwise; with an empty probe table every
+            kind of event is taken to be recorded.
         clock_orders_only: timestamps order the events and tell nothing else: all durations are null.
         compile_from: number of events from which on the compiled machine is used.
     """
 
-    def __init__(
-        self, tables: Tables, *, clock_orders_only: bool = False, compile_from: int = COMPILE_FROM
-    ) -> None:
+    def __init__(self, tables: Tables, *, clock_orders_only: bool = False, compile_from: int = COMPILE_FROM) -> None:
         self._tables = tables
         self._clock_orders_only = clock_orders_only
         self._compile_from = compile_from
         self._fed = 0
         self._probes_seen = 0
-        self._compiled = compile_from <= 0
-        self._state = state.new_state(self._compiled)
+        self._compiled = False
+        self._state = state.new_state()
         self._finished = False
 
     def feed(self, events: np.ndarray[Any, Any]) -> Result:
         """Take a batch of records (`intxtrace.events.RECORD`) and return the rows that it closed.
 
-        Events are taken in the order of their timestamps, equal ones in the order of the array. Batches follow each other
-        in time; only LOST, PROBE, DEVICE and VM may be older than what was fed before.
+        Events are taken in the order of their timestamps, equal ones in the order of the array. Batches follow each
+        other in time; only LOST, PROBE, DEVICE and VM may be older than what was fed before.
         """
         if self._finished:
             raise ValueError("finish() was called: make a new Reconstructor")
@@ -81,37 +79,33 @@ class Reconstructor:
             self._state = state.to_arrays(self._state)
             self._compiled = True
         batch: Any = np.ascontiguousarray(_sorted(events)).view(state.EVENT)
+        vm_pids: Any = [vm.pid for vm in self._tables.vms]
+        device_pids: Any = [device.vm_pid or 0 for device in self._tables.devices]
         run = machine.run
         if self._compiled:
             from intxtrace.reconstruct.compile import compiled_machine
 
             run = compiled_machine()
-            vm_pids: Any = np.array([vm.pid for vm in self._tables.vms], np.int64)
-            device_pids: Any = np.array([device.vm_pid or 0 for device in self._tables.devices], np.int64)
-            batch = batch.view(np.recarray)
+            vm_pids, device_pids = np.array(vm_pids, np.int64), np.array(device_pids, np.int64)
         else:
-            vm_pids = [vm.pid for vm in self._tables.vms]
-            device_pids = [device.vm_pid or 0 for device in self._tables.devices]
             batch = list(map(_Event._make, batch.tolist()))
-        rows = Rows()
+        parts = []
         at = 0
         while True:
             self._state = state.grown(self._state)
             at = run(self._state, batch, at, vm_pids, device_pids)
-            rows.take(self._state)
+            parts.append(state.emptied(self._state))
             if at >= len(batch):
-                return self._frames(rows)
+                return self._frames(parts)
 
     def finish(self) -> Result:
         """Close what is in flight, as the trace ends here, and return the last rows."""
         if self._finished:
             raise ValueError("finish() was called already")
         self._finished = True
-        self._state = state.grown(self._state)
+        self._state = state.grown(state.to_lists(self._state) if self._compiled else self._state)
         machine.finish(self._state)
-        rows = Rows()
-        rows.take(self._state)
-        return self._frames(rows)
+        return self._frames([state.emptied(self._state)])
 
     def _see_probes(self) -> None:
         """Note the rows of the probe table that are new."""
@@ -134,11 +128,12 @@ class Reconstructor:
             self._state.kinds[kind] += on
         self._state = state.with_probes(self._state, attached)
 
-    def _frames(self, rows: Rows) -> Result:
+    def _frames(self, parts: list[dict[str, np.ndarray[Any, Any]]]) -> Result:
+        rows = {table: np.concatenate([part[table] for part in parts]) for table in state.OUTPUTS}
         return Result(
-            interrupts_frame(rows.interrupts(), self._tables, self._clock_orders_only),
-            states_frame(rows.states(), self._tables),
-            counters_frame(rows.counters(), self._tables),
+            interrupts_frame(rows["interrupt_rows"], self._tables, self._clock_orders_only),
+            states_frame(rows["state_rows"], self._tables),
+            counters_frame(rows["counter_rows"], self._tables),
         )
 
 

@@ -223,10 +223,10 @@ class _Slotted:
 _ROWS = {table: type(table, (_Slotted,), {"__slots__": names}) for table, names in FIELDS.items()}
 
 
-def new_state(compiled: bool) -> State:
-    """Make empty tables, as arrays for the compiled machine or as lists for the interpreted one."""
-    tables = {table: _blank(table, _CAPACITY.get(table, 16), compiled) for table in FIELDS}
-    state = State(**tables, kinds=np.zeros(N_KINDS, np.int64) if compiled else [0] * N_KINDS)
+def new_state() -> State:
+    """Make empty tables, in the interpreted shape."""
+    tables = {table: _blank(table, _CAPACITY.get(table, 16)) for table in FIELDS}
+    state = State(**tables, kinds=[0] * N_KINDS)
     machine = state.machine[0]
     machine.free = -1
     machine.next_id = 1
@@ -234,56 +234,79 @@ def new_state(compiled: bool) -> State:
     return state
 
 
-def _blank(table: str, rows: int, compiled: bool) -> Any:
-    if compiled:
-        return np.zeros(rows, DTYPES[table]).view(np.recarray)
+def _blank(table: str, rows: int) -> list[Any]:
     return [_ROWS[table]() for _ in range(rows)]
 
 
 def to_arrays(state: State) -> State:
     """Turn the interpreted shape into the compiled one."""
     tables = {table: rows_of(state, table, len(getattr(state, table))) for table in FIELDS}
-    return State(**{t: a.view(np.recarray) for t, a in tables.items()}, kinds=np.array(state.kinds, np.int64))
+    return State(**tables, kinds=np.array(state.kinds, np.int64))
+
+
+def to_lists(state: State) -> State:
+    """Turn the compiled shape into the interpreted one."""
+    tables = {table: [_ROWS[table](row) for row in getattr(state, table).tolist()] for table in FIELDS}
+    return State(**tables, kinds=state.kinds.tolist())
 
 
 def rows_of(state: State, table: str, count: int) -> np.ndarray[Any, Any]:
     """Copy the first rows of a table into a structured array."""
     rows = getattr(state, table)
     if isinstance(rows, np.ndarray):
-        return np.asarray(rows[:count]).copy()
+        return rows[:count].copy()
     names = FIELDS[table]
     return np.array([tuple(getattr(row, name) for name in names) for row in rows[:count]], DTYPES[table])
 
 
+def emptied(state: State) -> dict[str, np.ndarray[Any, Any]]:
+    """Take the rows that are ready to be handed out, by table."""
+    rows = {}
+    for table, fill in OUTPUTS.items():
+        rows[table] = rows_of(state, table, _fill(state, fill))
+        if isinstance(state.machine, np.ndarray):
+            state.machine[0][fill] = 0
+        else:
+            setattr(state.machine[0], fill, 0)
+    return rows
+
+
+OUTPUTS = {"interrupt_rows": "out_interrupts", "state_rows": "out_states", "counter_rows": "out_counters"}
+"""Tables of rows that are ready, and the fields of `machine` that say how many there are."""
+
+
+def _fill(state: State, field: str) -> int:
+    machine = state.machine[0]
+    return int(machine[field]) if isinstance(state.machine, np.ndarray) else int(getattr(machine, field))
+
+
 def with_probes(state: State, new: list[tuple[int, int, int]]) -> State:
     """Return the state with more rows in the table of probes: (row of the probe table, kind, attached)."""
-    if isinstance(state.probes, np.ndarray):
-        return state._replace(probes=np.concatenate([state.probes, np.array(new, DTYPES["probes"])]).view(np.recarray))
-    return state._replace(probes=state.probes + [_ROWS["probes"](row) for row in new])
+    return state._replace(probes=_joined(state.probes, [_ROWS["probes"](row) for row in new], "probes"))
 
 
 def grown(state: State) -> State:
-    """Return the state with every table that is nearly full made twice as large.
+    """Return the state with every table that is nearly full made larger.
 
     The machine stops before an event for which a table could be too small (`machine.has_room`).
     """
-    machine = state.machine[0]
+    devices, bars, live = (_fill(state, name) for name in ("n_devices", "n_bars", "n_live"))
     used = {
-        "devices": machine.n_devices,
-        "vms": machine.n_vms,
-        "lines": machine.n_lines,
-        "tasks": machine.n_tasks,
-        "interrupts": machine.n_interrupts,
-        "bars": machine.n_bars,
-        "interrupt_rows": machine.n_live + ROOM,
-        "state_rows": 4 * machine.n_devices + ROOM,
-        "counter_rows": 9 * machine.n_devices + machine.n_bars + ROOM,
+        "devices": devices,
+        "vms": _fill(state, "n_vms"),
+        "lines": _fill(state, "n_lines"),
+        "tasks": _fill(state, "n_tasks"),
+        "interrupts": _fill(state, "n_interrupts"),
+        "bars": bars,
+        "interrupt_rows": live,
+        "state_rows": 4 * devices,
+        "counter_rows": 9 * devices + bars,
     }
     tables = state._asdict()
     for table, count in used.items():
         while len(tables[table]) < count + 2 * ROOM:
-            tables[table] = _doubled(table, tables[table])
-    if len(state.slots) < 2 * (machine.n_slots + 2 * ROOM):
+            tables[table] = _joined(tables[table], _blank(table, len(tables[table])), table)
+    if len(state.slots) < 2 * (_fill(state, "n_slots") + 2 * ROOM):
         tables["slots"] = _rehashed(state.slots)
     return State(**tables)
 
@@ -292,19 +315,22 @@ ROOM = 8
 """Rows that one event may need in a table, at most."""
 
 
-def _doubled(table: str, rows: Any) -> Any:
-    if isinstance(rows, np.ndarray):
-        return np.concatenate([rows, _blank(table, len(rows), True)]).view(np.recarray)
-    return rows + _blank(table, len(rows), False)
+def _joined(rows: Any, more: list[Any], table: str) -> Any:
+    if not isinstance(rows, np.ndarray):
+        return rows + more
+    names = FIELDS[table]
+    return np.concatenate([rows, np.array([tuple(getattr(r, n) for n in names) for r in more], DTYPES[table])])
 
 
 def _rehashed(slots: Any) -> Any:
-    from intxtrace.reconstruct.machine import slot_of
+    """Return the hash map in twice the room."""
+    from intxtrace.reconstruct.identity import slot_of
 
     compiled = isinstance(slots, np.ndarray)
-    larger = _blank("slots", 2 * len(slots), compiled)
-    for slot in slots:
-        if slot.tag:
-            at = larger[slot_of(larger, int(slot.tag), int(slot.a), int(slot.b))]
-            at.tag, at.a, at.b, at.value = slot.tag, slot.a, slot.b, slot.value
-    return larger
+    entries = slots.tolist() if compiled else [(s.tag, s.a, s.b, s.value) for s in slots]
+    larger = _blank("slots", 2 * len(entries))
+    for tag, a, b, value in entries:
+        if tag:
+            slot = larger[slot_of(larger, tag, a, b)]
+            slot.tag, slot.a, slot.b, slot.value = tag, a, b, value
+    return _joined(np.zeros(0, DTYPES["slots"]), larger, "slots") if compiled else larger
