@@ -33,6 +33,9 @@ COMPILE_FROM = 100_000
 _Event = namedtuple("_Event", RECORD.names or ())  # type: ignore[misc]
 
 
+_Parts = list[dict[str, np.ndarray[Any, Any]]]
+
+
 class Result(NamedTuple):
     """Rows that were closed: frames with the columns of `intxtrace.frames`."""
 
@@ -61,8 +64,8 @@ class Reconstructor:
         self._compile_from = compile_from
         self._fed = 0
         self._probes_seen = 0
-        self._compiled = False
         self._state = state.new_state()
+        self._block: np.ndarray[Any, Any] | None = None
         self._finished = False
 
     def feed(self, events: np.ndarray[Any, Any]) -> Result:
@@ -73,60 +76,77 @@ class Reconstructor:
         """
         if self._finished:
             raise ValueError("finish() was called: make a new Reconstructor")
-        self._see_probes()
         self._fed += len(events)
-        if not self._compiled and self._fed >= self._compile_from:
-            self._state = state.to_arrays(self._state)
-            self._compiled = True
-        batch: Any = np.ascontiguousarray(_sorted(events)).view(state.EVENT)
-        vm_pids: Any = [vm.pid for vm in self._tables.vms]
-        device_pids: Any = [device.vm_pid or 0 for device in self._tables.devices]
-        run = machine.run
-        if self._compiled:
-            from intxtrace.reconstruct.compile import compiled_machine
+        if self._block is None and self._fed >= self._compile_from:
+            self._block = state.to_block(self._state)
+            self._state = state.views(self._block)
+        self._see_probes()
+        batch = np.ascontiguousarray(_sorted(events)).view(state.EVENT)
+        vm_pids = [vm.pid for vm in self._tables.vms]
+        device_pids = [device.vm_pid or 0 for device in self._tables.devices]
+        if self._block is None:
+            return self._frames(self._interpret(batch, vm_pids, device_pids))
+        pids = np.array(vm_pids, np.int64), np.array(device_pids, np.int64)
+        return self._frames(self._compute(self._block, batch, pids))
 
-            run = compiled_machine()
-            vm_pids, device_pids = np.array(vm_pids, np.int64), np.array(device_pids, np.int64)
-        else:
-            batch = list(map(_Event._make, batch.tolist()))
-        parts = []
+    def _interpret(self, batch: np.ndarray[Any, Any], vm_pids: list[int], device_pids: list[int]) -> _Parts:
+        """Run the machine as plain Python."""
+        events = list(map(_Event._make, batch.tolist()))
+        parts: _Parts = []
         at = 0
         while True:
             self._state = state.grown(self._state)
-            at = run(self._state, batch, at, vm_pids, device_pids)
+            at = machine.run(self._state, events, at, vm_pids, device_pids)
+            parts.append(state.emptied(self._state))
+            if at >= len(events):
+                return parts
+
+    def _compute(self, block: np.ndarray[Any, Any], batch: np.ndarray[Any, Any], pids: tuple[Any, Any]) -> _Parts:
+        """Run the machine as compiled code."""
+        from intxtrace.reconstruct.compile import compiled_machine
+
+        run = compiled_machine()
+        parts: _Parts = []
+        at = 0
+        while True:
+            before = at
+            at = run(block[0], batch, at, *pids)
             parts.append(state.emptied(self._state))
             if at >= len(batch):
-                return self._frames(parts)
+                return parts
+            if at == before:
+                block = self._block = state.to_block(self._state)
+                self._state = state.views(block)
 
     def finish(self) -> Result:
         """Close what is in flight, as the trace ends here, and return the last rows."""
         if self._finished:
             raise ValueError("finish() was called already")
         self._finished = True
-        self._state = state.grown(state.to_lists(self._state) if self._compiled else self._state)
+        self._state = state.grown(self._state if self._block is None else state.to_lists(self._state))
         machine.finish(self._state)
         return self._frames([state.emptied(self._state)])
 
     def _see_probes(self) -> None:
-        """Note the rows of the probe table that are new."""
-        if not self._tables.probes and self._probes_seen == 0 and self._fed == 0:
-            for kind in range(len(self._state.kinds)):
-                self._state.kinds[kind] = 1
+        """Note the rows of the probe table that are new, and what they can show."""
+        kinds = self._state.kinds
+        if not self._tables.probes:
+            kinds[:] = [1] * len(kinds)
             return
-        new = self._tables.probes[self._probes_seen :]
-        if new and self._probes_seen == 0:
-            for kind in range(len(self._state.kinds)):
-                self._state.kinds[kind] = 0
-        self._probes_seen = len(self._tables.probes)
-        attached = [
+        if self._probes_seen == 0:
+            kinds[:] = [0] * len(kinds)  # An empty table has become one that tells.
+        new = [
             (probe.id, int(Kind[name]), int(probe.state in ("attached", "fallback")))
-            for probe in new
+            for probe in self._tables.probes[self._probes_seen :]
             for name in probe.kinds
             if name in Kind.__members__
         ]
-        for _, kind, on in attached:
-            self._state.kinds[kind] += on
-        self._state = state.with_probes(self._state, attached)
+        self._probes_seen = len(self._tables.probes)
+        if new and self._block is None:
+            self._state = state.with_probes(self._state, new)
+        elif new:
+            self._block = state.to_block(state.with_probes(state.to_lists(self._state), new))
+            self._state = state.views(self._block)
 
     def _frames(self, parts: list[dict[str, np.ndarray[Any, Any]]]) -> Result:
         rows = {table: np.concatenate([part[table] for part in parts]) for table in state.OUTPUTS}

@@ -109,6 +109,7 @@ def has_room(s: State) -> bool:
         and m.n_lines + ROOM <= len(s.lines)
         and m.n_tasks + ROOM <= len(s.tasks)
         and m.n_interrupts + ROOM <= len(s.interrupts)
+        and m.n_probes <= len(s.probes)
         and m.n_bars + ROOM <= len(s.bars)
         and 2 * (m.n_slots + ROOM) <= len(s.slots)
         and m.out_interrupts + m.n_live + ROOM <= len(s.interrupt_rows)

@@ -225,7 +225,7 @@ def lose(s: State, d: int) -> None:
 def on_probe(s: State, e: Any) -> None:
     """A probe was attached, or went."""
     on = 1 if e.value else 0
-    for p in range(len(s.probes)):
+    for p in range(s.machine[0].n_probes):
         probe = s.probes[p]
         if probe.row == e.aux and probe.on != on:
             probe.on = on

@@ -48,6 +48,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
         "n_lines",
         "n_tasks",
         "n_slots",
+        "n_probes",
         "n_bars",
         "n_interrupts",  # rows ever taken from the pool
         "n_live",
@@ -187,13 +188,33 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "counter_rows": ("device", "bdf", "vm", "begin_at", "counter", "region", "offset", "count"),
 }
 
-_CAPACITY = {"machine": 1, "probes": 0, "slots": 256, "interrupt_rows": 16384, "state_rows": 1024, "counter_rows": 1024}
-
 DTYPES = {table: np.dtype([(name, "<i8") for name in names]) for table, names in FIELDS.items()}
+
+OUTPUTS = {"interrupt_rows": "out_interrupts", "state_rows": "out_states", "counter_rows": "out_counters"}
+"""Tables of rows that are ready, and the fields of `machine` that say how many there are."""
+
+ROOM = 8
+"""Rows that one event may need in a table, at most."""
+
+_CAPACITY = {
+    "machine": 1,
+    "devices": 64,
+    "vms": 64,
+    "lines": 64,
+    "tasks": 1024,
+    "interrupts": 1024,
+    "probes": 1024,
+    "bars": 1024,
+    "slots": 4096,
+    "interrupt_rows": 16384,
+    "state_rows": 1024,
+    "counter_rows": 4096,
+}
+"""Rows of the tables in the compiled shape; all but `machine` times the same power of four where that is too small."""
 
 
 class State(NamedTuple):
-    """All tables, in one of the two shapes. `kinds[k]`: how many attached probes can make events of kind k."""
+    """All tables. `kinds[k]`: how many attached probes can make events of kind k."""
 
     machine: Any
     devices: Any
@@ -225,29 +246,112 @@ _ROWS = {table: type(table, (_Slotted,), {"__slots__": names}) for table, names 
 
 def new_state() -> State:
     """Make empty tables, in the interpreted shape."""
-    tables = {table: _blank(table, _CAPACITY.get(table, 16)) for table in FIELDS}
-    state = State(**tables, kinds=[0] * N_KINDS)
+    state = State(**{table: _blank(table, 1) for table in FIELDS}, kinds=[0] * N_KINDS)
     machine = state.machine[0]
     machine.free = -1
     machine.next_id = 1
     machine.now = machine.window = NULL
-    return state
+    return grown(state)
 
 
 def _blank(table: str, rows: int) -> list[Any]:
     return [_ROWS[table]() for _ in range(rows)]
 
 
-def to_arrays(state: State) -> State:
-    """Turn the interpreted shape into the compiled one."""
-    tables = {table: rows_of(state, table, len(getattr(state, table))) for table in FIELDS}
-    return State(**tables, kinds=np.array(state.kinds, np.int64))
+def grown(state: State) -> State:
+    """Return the state, in the interpreted shape, with every table that is nearly full made larger.
+
+    The machine stops before an event for which a table could be too small (`machine.has_room`).
+    """
+    tables = state._asdict()
+    for table, count in _used(state).items():
+        if len(tables[table]) < count + 2 * ROOM:
+            tables[table] = tables[table] + _blank(table, count + 2 * ROOM)
+    if len(state.slots) < 2 * (state.machine[0].n_slots + 2 * ROOM):
+        entries = [(slot.tag, slot.a, slot.b, slot.value) for slot in state.slots]
+        tables["slots"] = _hashed(entries, max(64, 2 * len(entries)))
+    return State(**tables)
+
+
+def _used(state: State) -> dict[str, int]:
+    """Return how many rows of each table are in use, or may be once all that is in flight is handed out."""
+    m = state.machine[0]
+    used = {name: int(m[name] if isinstance(m, np.void) else getattr(m, name)) for name in FIELDS["machine"]}
+    return {
+        "devices": used["n_devices"],
+        "vms": used["n_vms"],
+        "lines": used["n_lines"],
+        "tasks": used["n_tasks"],
+        "interrupts": used["n_interrupts"],
+        "probes": used["n_probes"],
+        "bars": used["n_bars"],
+        "interrupt_rows": used["n_live"],
+        "state_rows": 4 * used["n_devices"],
+        "counter_rows": 9 * used["n_devices"] + used["n_bars"],
+    }
+
+
+def _hashed(entries: list[tuple[int, int, int, int]], size: int) -> list[Any]:
+    """Make the rows of a hash map of `size` slots, a power of two."""
+    from intxtrace.reconstruct.identity import slot_of
+
+    slots = _blank("slots", size)
+    for tag, a, b, value in entries:
+        if tag:
+            slot = slots[slot_of(slots, tag, a, b)]
+            slot.tag, slot.a, slot.b, slot.value = tag, a, b, value
+    return slots
+
+
+def to_block(state: State) -> np.ndarray[Any, Any]:
+    """Turn either shape into the compiled one with room in every table: one record that holds all tables.
+
+    One record, because numba passes a record as one pointer; it would pass a dozen arrays to every function, counting
+    references. Its capacities are part of its type, so growing one means compiling anew.
+    """
+    used = _used(state)
+    scale = 1
+    while any(count + 2 * ROOM > _CAPACITY[table] * scale for table, count in used.items()):
+        scale *= 4
+    slots = len(state.slots)
+    while 2 * (int(rows_of(state, "machine", 1)["n_slots"][0]) + 2 * ROOM) > _CAPACITY["slots"] * scale:
+        scale *= 4
+    capacity = {table: rows if table == "machine" else rows * scale for table, rows in _CAPACITY.items()}
+    dtype = [(table, DTYPES[table], (rows,)) for table, rows in capacity.items()]
+    block = np.zeros(1, np.dtype([*dtype, ("kinds", "<i8", (N_KINDS,))]))
+    for table, rows in capacity.items():
+        if table == "slots":
+            entries = rows_of(state, "slots", slots).tolist()
+            filled = rows_of(state._replace(slots=_hashed(entries, rows)), "slots", rows)
+        else:
+            filled = rows_of(state, table, min(len(getattr(state, table)), rows))
+        block[table][0][: len(filled)] = filled
+    block["kinds"][0] = state.kinds
+    return block
+
+
+def views(block: np.ndarray[Any, Any]) -> State:
+    """Return the tables of the compiled shape, as arrays that share its memory."""
+    return State(**{name: block[name][0] for name in State._fields})
 
 
 def to_lists(state: State) -> State:
-    """Turn the compiled shape into the interpreted one."""
-    tables = {table: [_ROWS[table](row) for row in getattr(state, table).tolist()] for table in FIELDS}
+    """Turn the compiled shape, as `views`, into the interpreted one."""
+    tables = {
+        table: [] if table in OUTPUTS else [_ROWS[table](row) for row in getattr(state, table).tolist()]
+        for table in FIELDS
+    }
     return State(**tables, kinds=state.kinds.tolist())
+
+
+def with_probes(state: State, new: list[tuple[int, int, int]]) -> State:
+    """Return the state, in the interpreted shape, with more probes: (row of the probe table, kind, attached)."""
+    m = state.machine[0]
+    probes = state.probes[: m.n_probes] + [_ROWS["probes"](row) for row in new]
+    m.n_probes = len(probes)
+    for _, kind, on in new:
+        state.kinds[kind] += on
+    return grown(state._replace(probes=probes))
 
 
 def rows_of(state: State, table: str, count: int) -> np.ndarray[Any, Any]:
@@ -263,74 +367,10 @@ def emptied(state: State) -> dict[str, np.ndarray[Any, Any]]:
     """Take the rows that are ready to be handed out, by table."""
     rows = {}
     for table, fill in OUTPUTS.items():
-        rows[table] = rows_of(state, table, _fill(state, fill))
         if isinstance(state.machine, np.ndarray):
-            state.machine[0][fill] = 0
+            rows[table] = rows_of(state, table, int(state.machine[fill][0]))
+            state.machine[fill][0] = 0
         else:
+            rows[table] = rows_of(state, table, getattr(state.machine[0], fill))
             setattr(state.machine[0], fill, 0)
     return rows
-
-
-OUTPUTS = {"interrupt_rows": "out_interrupts", "state_rows": "out_states", "counter_rows": "out_counters"}
-"""Tables of rows that are ready, and the fields of `machine` that say how many there are."""
-
-
-def _fill(state: State, field: str) -> int:
-    machine = state.machine[0]
-    return int(machine[field]) if isinstance(state.machine, np.ndarray) else int(getattr(machine, field))
-
-
-def with_probes(state: State, new: list[tuple[int, int, int]]) -> State:
-    """Return the state with more rows in the table of probes: (row of the probe table, kind, attached)."""
-    return state._replace(probes=_joined(state.probes, [_ROWS["probes"](row) for row in new], "probes"))
-
-
-def grown(state: State) -> State:
-    """Return the state with every table that is nearly full made larger.
-
-    The machine stops before an event for which a table could be too small (`machine.has_room`).
-    """
-    devices, bars, live = (_fill(state, name) for name in ("n_devices", "n_bars", "n_live"))
-    used = {
-        "devices": devices,
-        "vms": _fill(state, "n_vms"),
-        "lines": _fill(state, "n_lines"),
-        "tasks": _fill(state, "n_tasks"),
-        "interrupts": _fill(state, "n_interrupts"),
-        "bars": bars,
-        "interrupt_rows": live,
-        "state_rows": 4 * devices,
-        "counter_rows": 9 * devices + bars,
-    }
-    tables = state._asdict()
-    for table, count in used.items():
-        while len(tables[table]) < count + 2 * ROOM:
-            tables[table] = _joined(tables[table], _blank(table, len(tables[table])), table)
-    if len(state.slots) < 2 * (_fill(state, "n_slots") + 2 * ROOM):
-        tables["slots"] = _rehashed(state.slots)
-    return State(**tables)
-
-
-ROOM = 8
-"""Rows that one event may need in a table, at most."""
-
-
-def _joined(rows: Any, more: list[Any], table: str) -> Any:
-    if not isinstance(rows, np.ndarray):
-        return rows + more
-    names = FIELDS[table]
-    return np.concatenate([rows, np.array([tuple(getattr(r, n) for n in names) for r in more], DTYPES[table])])
-
-
-def _rehashed(slots: Any) -> Any:
-    """Return the hash map in twice the room."""
-    from intxtrace.reconstruct.identity import slot_of
-
-    compiled = isinstance(slots, np.ndarray)
-    entries = slots.tolist() if compiled else [(s.tag, s.a, s.b, s.value) for s in slots]
-    larger = _blank("slots", 2 * len(entries))
-    for tag, a, b, value in entries:
-        if tag:
-            slot = larger[slot_of(larger, tag, a, b)]
-            slot.tag, slot.a, slot.b, slot.value = tag, a, b, value
-    return _joined(np.zeros(0, DTYPES["slots"]), larger, "slots") if compiled else larger
