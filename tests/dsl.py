@@ -24,7 +24,10 @@ from intxtrace.events import EPOLLIN, RECORD, STREAM_KINDS, Flag, Kind, SetIrqs,
 from intxtrace.reconstruct import Reconstructor, Result
 from intxtrace.trace import tables
 
-ALL_KINDS = tuple(kind for kind in Kind if kind not in STREAM_KINDS)
+COUNT_KINDS = (Kind.QEMU_REGION_COUNT, Kind.QEMU_REGION_OFFSETS)
+"""What takes the place of one event per trapped access, where those are counted in the kernel."""
+
+ALL_KINDS = tuple(kind for kind in Kind if kind not in STREAM_KINDS and kind not in COUNT_KINDS)
 
 TRIGGER_EVENTFD = SetIrqs.ACTION_TRIGGER | SetIrqs.DATA_EVENTFD  # 0x24
 UNMASK_EVENTFD = SetIrqs.ACTION_UNMASK | SetIrqs.DATA_EVENTFD  # 0x14
@@ -174,10 +177,10 @@ class Trace:
             self.emit(Kind.MSI_SET_IRQ, vm=d.vm.kvm, value=64, **nested)
             self.emit(Kind.APIC_ACCEPT, vm=d.vm.kvm, value=64, arg0=d.gsi, **{**nested, "device": 0})
 
-    def inject(self, d: DeviceHandle, *, returned: int = 1, irqfd: str = "resample", kworker: int = 35) -> None:
+    def inject(self, d: DeviceHandle, *, returned: int = 1, irqfd: str = "resample") -> None:
         """The kworker runs irqfd_inject."""
         source = 1 if irqfd == "resample" else 0
-        task = {"tgid": 2, "tid": kworker}
+        task = {"tgid": 2, "tid": d.vm.pid + 50}
         irq = {"vm": d.vm.kvm, "arg0": d.gsi, "arg1": source}
         self.emit(
             Kind.IRQFD_INJECT,
@@ -219,8 +222,8 @@ class Trace:
 
     def worker_signals(self, d: DeviceHandle, irqfd: str) -> None:
         """virqfd_inject: the worker that signals again after a resamplefd's unmask returned 1."""
-        inside = {"flags": Flag.IN_VIRQFD_INJECT, "device": d.vdev, "tgid": 2, "tid": 36}
-        self.emit(Kind.VIRQFD_INJECT, device=d.vdev, link=d.resample, tgid=2, tid=36)
+        inside = {"flags": Flag.IN_VIRQFD_INJECT, "device": d.vdev, "tgid": 2, "tid": d.vm.pid + 51}
+        self.emit(Kind.VIRQFD_INJECT, device=d.vdev, link=d.resample, tgid=2, tid=d.vm.pid + 51)
         self.emit(Kind.EVENTFD_SIGNAL, link=d.trigger, **inside)
         self.wakeup(d, irqfd, **inside)
 
@@ -376,7 +379,7 @@ class Trace:
         self.guest_eoi(d)
         self.resample_unmask(d, returned=1)
         self.worker_signals(d, "resample")
-        self.inject(d, kworker=36)
+        self.inject(d)
         self.guest_eoi(d)
         self.resample_unmask(d)
 

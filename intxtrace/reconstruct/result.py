@@ -69,12 +69,16 @@ def counters_frame(rows: np.ndarray[Any, Any], tables: Tables) -> pd.DataFrame:
 def _frame(columns: dict[str, Any], contract: dict[str, tuple[str, str]]) -> pd.DataFrame:
     import pandas as pd
 
-    return pd.DataFrame({name: pd.Series(columns[name], dtype=dtype) for name, (dtype, _) in contract.items()})
+    series = {name: pd.Series(columns[name], dtype=dtype, copy=False) for name, (dtype, _) in contract.items()}
+    return pd.DataFrame(series, copy=False)
 
 
 def _places(rows: np.ndarray[Any, Any], tables: Tables) -> dict[str, Any]:
     """Return device, its address and its VM."""
-    addresses = {packed: format_address(packed) if packed >= 0 else None for packed in np.unique(rows["bdf"]).tolist()}
+    import pandas as pd
+
+    packed = pd.unique(rows["bdf"]).tolist()
+    addresses = {number: format_address(number) if number >= 0 else None for number in packed}
     names: dict[int, str | None] = {vm.id: vm.name for vm in tables.vms}
     return {
         "device": _integers(rows["device"], rows["device"] < 0),
@@ -97,11 +101,14 @@ def _booleans(values: np.ndarray[Any, Any]) -> Any:
 
 def _words(codes: np.ndarray[Any, Any], words: tuple[str, ...]) -> Any:
     """Turn codes into strings; NULL gives null."""
-    return _strings(codes, dict(enumerate(words)))
+    import pandas as pd
+
+    return pd.array([*words, None], dtype="string").take(np.where(codes == state.NULL, len(words), codes))
 
 
 def _strings(codes: np.ndarray[Any, Any], words: dict[int, str | None]) -> Any:
+    """Turn numbers into strings; those without a word give null."""
     import pandas as pd
 
-    unique, inverse = np.unique(codes, return_inverse=True)
+    inverse, unique = pd.factorize(codes)
     return pd.array([words.get(code) for code in unique.tolist()], dtype="string").take(inverse)

@@ -189,6 +189,7 @@ def take(s: State, d: int, t: int, ts: int, probed: bool) -> None:
         x.taken_at = ts
         if s.kinds[EVENTFD_SIGNAL] == 0 and s.kinds[HANDLER_ENTRY] == 0:
             x.headless = 0  # No probe could have shown the beginning.
+            x.lossy = s.devices[d].lost
         if device.masked_by < 0:
             device.masked_by = taken
             device.mask_known = 1
