@@ -357,7 +357,7 @@ class Trace:
         self.emit(
             Kind.VIRQFD_WAKEUP, device=d.vdev, link=d.resample, value=EPOLLIN, flags=Flag.IN_EVENTFD_WRITE, **task
         )
-        self.unmask(d, returned=returned, **task)
+        self.unmask(d, returned=returned, tgid=d.vm.pid, tid=d.vm.vcpu)
 
     def lost(self, count: int = 1, device: int = 0) -> None:
         """Events were dropped."""

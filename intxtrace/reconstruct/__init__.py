@@ -27,8 +27,11 @@ if TYPE_CHECKING:
 
     from intxtrace.trace.tables import Tables
 
-COMPILE_FROM = 100_000
-"""Events from which on compiling is worth its time; numba takes seconds, a short trace need not wait for it."""
+LOAD_FROM = 100_000
+"""Events from which on loading the compiled machine is worth its half second."""
+
+COMPILE_FROM = 3_000_000
+"""Events from which on compiling it is, the first time on a machine: it takes some 15 s."""
 
 _Event = namedtuple("_Event", RECORD.names or ())  # type: ignore[misc]
 
@@ -55,10 +58,11 @@ class Reconstructor:
             so when `feed` first sees the row, until a `PROBE` event says otherwise; with an empty probe table every
             kind of event is taken to be recorded.
         clock_orders_only: timestamps order the events and tell nothing else: all durations are null.
-        compile_from: number of events from which on the compiled machine is used.
+        compile_from: number of events from which on the compiled machine is used; the default is `LOAD_FROM`, or
+            `COMPILE_FROM` where nothing compiled is kept yet (`compile.prepare` compiles ahead of time).
     """
 
-    def __init__(self, tables: Tables, *, clock_orders_only: bool = False, compile_from: int = COMPILE_FROM) -> None:
+    def __init__(self, tables: Tables, *, clock_orders_only: bool = False, compile_from: int | None = None) -> None:
         self._tables = tables
         self._clock_orders_only = clock_orders_only
         self._compile_from = compile_from
@@ -77,7 +81,7 @@ class Reconstructor:
         if self._finished:
             raise ValueError("finish() was called: make a new Reconstructor")
         self._fed += len(events)
-        if self._block is None and self._fed >= self._compile_from:
+        if self._block is None and self._worth_compiling():
             self._block = state.to_block(self._state)
             self._state = state.views(self._block)
         self._see_probes()
@@ -88,6 +92,15 @@ class Reconstructor:
             return self._frames(self._interpret(batch, vm_pids, device_pids))
         pids = np.array(vm_pids, np.int64), np.array(device_pids, np.int64)
         return self._frames(self._compute(self._block, batch, pids))
+
+    def _worth_compiling(self) -> bool:
+        if self._compile_from is not None:
+            return self._fed >= self._compile_from
+        if self._fed < LOAD_FROM:
+            return False
+        from intxtrace.reconstruct.compile import is_kept
+
+        return self._fed >= COMPILE_FROM or is_kept()
 
     def _interpret(self, batch: np.ndarray[Any, Any], vm_pids: list[int], device_pids: list[int]) -> _Parts:
         """Run the machine as plain Python."""

@@ -10,10 +10,13 @@ import os
 import pwd
 import stat
 from functools import cache
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from types import FunctionType
 from typing import Any
+
+import numpy as np
 
 from intxtrace.reconstruct import (
     counting,
@@ -24,6 +27,7 @@ from intxtrace.reconstruct import (
     masking,
     setting_up,
     signalling,
+    state,
     states,
 )
 
@@ -37,8 +41,8 @@ def compiled_machine() -> Any:
     Every function of the machine's modules is cloned into one namespace, where the functions that it calls are compiled
     ones; the modules themselves stay plain Python.
     """
-    import numba
-    from numba.core import config
+    numba: Any = import_module("numba")
+    config: Any = import_module("numba.core.config")
 
     # The same compiled code then serves other CPUs (a home folder that several machines share).
     if config.CPU_NAME is None:
@@ -65,6 +69,19 @@ def compiled_machine() -> Any:
     finally:
         config.CACHE_DIR = before
     return namespace[machine.run.__name__]
+
+
+def prepare() -> None:
+    """Compile the machine, or load it, so that a `Reconstructor` need not wait for it in the middle of a recording."""
+    block = state.to_block(state.new_state())
+    none = np.zeros(0, np.int64)
+    compiled_machine()(block[0], np.zeros(0, state.EVENT), 0, none, none)
+
+
+def is_kept() -> bool:
+    """Whether compiled code is kept from before, so that only loading takes time."""
+    folder = cache_folder()
+    return folder is not None and any(folder.rglob("*.nbc"))
 
 
 def _is_rule(function: FunctionType) -> bool:

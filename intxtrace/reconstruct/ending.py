@@ -31,10 +31,12 @@ def shows_acknowledgement(s: State, i: int) -> bool:
     """Whether the acknowledgement of this interrupt, if it happens, makes an event."""
     x = s.interrupts[i]
     if x.path == KERNEL:
-        return s.kinds[RESAMPLER_ACK] > 0 or s.kinds[KVM_ACK] > 0
+        shown: bool = s.kinds[RESAMPLER_ACK] > 0 or s.kinds[KVM_ACK] > 0
+        return shown
     if x.path == USERSPACE:
         # With its irqchip in userspace QEMU asserts no line in KVM, and lowers none.
-        return s.kinds[QEMU_EOI] > 0 or (s.kinds[KVM_SET_IRQ] > 0 and x.injected_at != NULL)
+        shown = s.kinds[QEMU_EOI] > 0 or (s.kinds[KVM_SET_IRQ] > 0 and x.injected_at != NULL)
+        return shown
     # hybrid: the unmask comes from userspace, so it is itself the last word. held, unknown: nobody acknowledges.
     return False
 
@@ -63,7 +65,8 @@ def awaited(s: State, i: int) -> bool:
     if x.eoi_at == NULL and x.injected_at != NULL and s.kinds[KVM_ACK] > 0:
         return True
     # Its BAR accesses go on until QEMU takes the next interrupt.
-    return x.bar_open != 0
+    accesses_go_on: bool = x.bar_open != 0
+    return accesses_go_on
 
 
 def hand_out_settled(s: State, d: int) -> None:
@@ -97,8 +100,10 @@ def outcome_of(s: State, i: int, why: int) -> int:
 def signalled_at(s: State, x: Any) -> int:
     """Return when an interrupt was signalled: on the userspace path, when QEMU took it up, where a probe shows that."""
     if x.path == USERSPACE and (s.kinds[EVENTFD_READ] > 0 or s.kinds[QEMU_INTERRUPT] > 0):
-        return x.taken_at
-    return x.sent_at
+        at: int = x.taken_at
+    else:
+        at = x.sent_at
+    return at
 
 
 def hand_out(s: State, d: int, why: int) -> None:
@@ -151,9 +156,10 @@ def hand_out(s: State, d: int, why: int) -> None:
 def vm_row(s: State, d: int) -> int:
     """Return the row of the VM table that a device belongs to, -1."""
     device = s.devices[d]
-    v = device.vm
+    v: int = device.vm
     if v < 0 and device.owner != 0:
         v = find(s, TAG_PID, device.owner, 0)
     if v < 0:
         return -1
-    return s.vms[v].id
+    row: int = s.vms[v].id
+    return row

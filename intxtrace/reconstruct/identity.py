@@ -34,7 +34,8 @@ def find(s: State, tag: int, a: int, b: int) -> int:
     slot = s.slots[slot_of(s.slots, tag, a, b)]
     if slot.tag == 0:
         return -1
-    return slot.value
+    value: int = slot.value
+    return value
 
 
 def put(s: State, tag: int, a: int, b: int, value: int) -> None:
@@ -51,7 +52,7 @@ def put(s: State, tag: int, a: int, b: int, value: int) -> None:
 def new_device(s: State, e: Any) -> int:
     """Make a device that nothing is known of but its pointer."""
     m = s.machine[0]
-    d = m.n_devices
+    d: int = m.n_devices
     m.n_devices += 1
     device = s.devices[d]
     device.id = -1
@@ -145,7 +146,7 @@ def new_vm(s: State, e: Any) -> int:
     """Make a virtual machine that nothing is known of but its pointer."""
     synthetic = 1 if e.flags & SYNTHETIC else 0
     m = s.machine[0]
-    v = m.n_vms
+    v: int = m.n_vms
     m.n_vms += 1
     s.vms[v].id = e.vm if synthetic else -1
     put(s, TAG_VM, e.vm, synthetic, v)

@@ -103,7 +103,7 @@ from intxtrace.reconstruct.vocabulary import (
 def has_room(s: State) -> bool:
     """Whether every table can take what one event may add; `state.grown` makes room."""
     m = s.machine[0]
-    return (
+    room: bool = (
         m.n_devices + ROOM <= len(s.devices)
         and m.n_vms + ROOM <= len(s.vms)
         and m.n_lines + ROOM <= len(s.lines)
@@ -116,6 +116,7 @@ def has_room(s: State) -> bool:
         and m.out_states + 4 * m.n_devices + ROOM <= len(s.state_rows)
         and m.out_counters + 9 * m.n_devices + m.n_bars + ROOM <= len(s.counter_rows)
     )
+    return room
 
 
 def run(s: State, batch: Any, start: int, vm_pids: Any, device_pids: Any) -> int:

@@ -33,7 +33,7 @@ def raise_interrupt(s: State, d: int, origin: int, raised_at: int) -> int:
     m = s.machine[0]
     device = s.devices[d]
     if m.free >= 0:
-        i = m.free
+        i: int = m.free
         m.free = s.interrupts[i].next
     else:
         i = m.n_interrupts
@@ -182,7 +182,8 @@ def unmask_was_real(s: State, d: int, proof: int) -> bool:
     if s.kinds[CHECKED_UNMASK] > 0 and (s.kinds[ENABLE_IRQ] > 0 or device.shared_mode):
         return False
     # Nothing contradicts it, if there is something to unmask.
-    return device.masked_by >= 0 or device.mask_known == 0
+    something: bool = device.masked_by >= 0 or device.mask_known == 0
+    return something
 
 
 def unmask(s: State, d: int, t: int, proof: int, ts: int) -> None:

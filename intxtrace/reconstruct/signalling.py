@@ -155,7 +155,7 @@ def only_untaken(s: State, tgid: int) -> int:
 
 def first_untaken(s: State, d: int) -> int:
     """Return the oldest interrupt of a device that was signalled and that neither an irqfd nor QEMU took, or -1."""
-    i = s.devices[d].head
+    i: int = s.devices[d].head
     while i >= 0:
         x = s.interrupts[i]
         if x.sent_at != NULL and x.woken_at == NULL and x.taken_at == NULL and not x.doomed:

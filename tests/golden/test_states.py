@@ -106,8 +106,8 @@ def test_counters_by_window_and_offset() -> None:
     # What one window of trapped accesses looks like: a total and the offsets.
     first = frame[frame["begin_at"] == T]
     found = {
-        (row.counter, None if pd.isna(row.offset) else row.offset): row.count_
-        for row in first.rename(columns={"count": "count_"}).itertuples()
+        (row["counter"], None if pd.isna(row["offset"]) else row["offset"]): row["count"]
+        for row in first.to_dict("records")
     }
     assert found == {
         ("handler_calls", None): 1,

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from intxtrace import frames
 from intxtrace.events import Kind
 from intxtrace.reconstruct import Reconstructor, Result, compile
 from tests.dsl import DeviceHandle, Trace, reconstruct
@@ -52,7 +53,7 @@ def tell(story: list[list[str]], only: int | None = None) -> Trace:
     """Write a trace of one VM and device per list of actions; event by event the devices take turns."""
     trace = Trace()
     devices = [trace.device(trace.vm(), bdf=f"0000:{n + 1:02x}:00.0") for n in range(len(story))]
-    start, trace.STEP = trace.now, Trace.STEP * len(story)  # type: ignore[misc]
+    start, trace.STEP = trace.now, Trace.STEP * len(story)
     for n, (device, actions) in enumerate(zip(devices, story, strict=True)):
         trace.now = start + n * Trace.STEP
         for action in actions if only in (None, n) else ():
@@ -125,7 +126,7 @@ def check(frame: pd.DataFrame) -> None:
     assert (parents["origin"] == "resignal").all()
     complete = frame[frame["outcome"] == "complete"]
     assert (complete["signalled_at"].notna() | (complete["path"] == "held")).all()
-    durations = [name for name in frame if name.endswith("_ns")]
+    durations = [name for name in frames.INTERRUPTS if name.endswith("_ns")]
     assert not (frame[durations] < 0).any(axis=None)
 
 
