@@ -244,6 +244,9 @@ def eoi_of_device(s: State, d: int, ts: int) -> None:
         if x.injected_at != NULL and x.eoi_at == NULL and not x.doomed:
             if x.path != USERSPACE:
                 x.eoi_at = ts
+                if x.fresh and x.coalesced == NULL and not in_service(s, i):
+                    # The guest was quicker than the return of kvm_set_irq, and it had nothing else to end.
+                    x.coalesced = 0
                 if x.acknowledged_at == NULL and not (x.path == KERNEL and s.kinds[RESAMPLER_ACK] > 0):
                     x.acknowledged_at = ts
             elif x.acknowledged_at != NULL:

@@ -32,6 +32,7 @@ from intxtrace.reconstruct.vocabulary import (
     HYBRID,
     IN_EVENTFD_WRITE,
     IN_HANDLER,
+    IN_IRQFD_WAKEUP,
     IN_RESAMPLER_ACK,
     IN_SET_IRQS,
     IN_UNMASK,
@@ -210,6 +211,8 @@ def on_irqfd_wakeup(s: State, e: Any) -> None:
     d = device_of_irqfd(s, e)
     if d < 0:
         return
+    s.machine[0].woken = d
+    s.machine[0].woken_cpu = e.cpu
     i = unwoken(s, d)
     if i < 0:
         if e.flags & IN_HANDLER:
@@ -254,6 +257,8 @@ def unwoken(s: State, d: int) -> int:
 def on_msi_set_irq(s: State, e: Any) -> None:
     """kvm_set_msi inside the wake-up: a split irqchip's route injects at once."""
     d = known_device(s, e)
+    if d < 0 and e.flags & IN_IRQFD_WAKEUP and s.machine[0].woken_cpu == e.cpu:
+        d = s.machine[0].woken
     if d < 0:
         return
     i = s.devices[d].tail

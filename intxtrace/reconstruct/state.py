@@ -57,6 +57,8 @@ FIELDS: dict[str, tuple[str, ...]] = {
         "now",
         "window",  # begin of the counting window, NULL before the first event
         "lost",  # events lost in this window, of no known device
+        "woken",  # the device whose irqfd was woken last, and on which CPU
+        "woken_cpu",
         "out_interrupts",
         "out_states",
         "out_counters",
@@ -250,6 +252,7 @@ def new_state() -> State:
     machine = state.machine[0]
     machine.free = -1
     machine.next_id = 1
+    machine.woken = -1
     machine.now = machine.window = NULL
     return grown(state)
 

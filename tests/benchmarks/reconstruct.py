@@ -1,4 +1,4 @@
-"""How many events a second the reconstructor takes, on one core: `python -m tests.benchmarks.reconstruct [MILLIONS]`."""
+"""Events a second that the reconstructor takes on one core: `python -m tests.benchmarks.reconstruct [MILLIONS]`."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ def main(millions: float) -> None:
     interrupts += len(reconstructor.finish().interrupts)
     seconds = time.process_time() - begin
     print(
-        f"reconstruct: {interrupts:,} interrupts in {seconds:.2f} s of CPU, {len(events) / seconds / 1e6:.1f} M events/s"
+        f"reconstruct: {interrupts:,} interrupts in {seconds:.2f} s of CPU, "
+        f"{len(events) / seconds / 1e6:.1f} M events/s"
     )
 
 

@@ -374,6 +374,25 @@ def test_two_wakeups_for_one_injection() -> None:
     assert first["injected_at"] == second["injected_at"]
 
 
+def test_the_guest_may_be_quicker_than_the_return_of_kvm_set_irq() -> None:
+    t, d = one_device()
+    t.handler(d, irqfd="resample")
+    t.inject(d)
+    late = next(row for row in t._rows if row["kind"] == Kind.KVM_SET_IRQ_EXIT)
+    t._rows.remove(late)
+    t.guest_eoi(d)
+    t.resample_unmask(d)
+    t._rows.append({**late, "ts": t.now})
+    assert rows(t)[0]["coalesced"] is False
+
+
+def test_msi_inside_the_wakeup_may_not_name_its_device() -> None:
+    t, d = one_device()
+    t.hybrid_interrupt(d, at=T)
+    next(row for row in t._rows if row["kind"] == Kind.MSI_SET_IRQ)["device"] = 0
+    assert rows(t)[0]["injected_at"] == T + 3 * Trace.STEP
+
+
 def test_a_pin_that_the_guest_masked_is_not_called_coalesced() -> None:
     t, d = one_device()
     t.handler(d, irqfd="resample")
@@ -635,7 +654,7 @@ def test_a_missing_probe_leaves_the_outcome_complete(missing: tuple[Kind, ...], 
     for _ in range(3):
         t.kernel_interrupt(d)
     assert [outcome for _, _, outcome in story(t)] == ["complete"] * 3
-    substitutes = {(Kind.KVM_ACK,), (Kind.RESAMPLER_ACK,), (Kind.EVENTFD_SIGNAL,)}
+    substitutes = {(Kind.KVM_ACK,), (Kind.RESAMPLER_ACK,), (Kind.EVENTFD_SIGNAL,), (Kind.KVM_SET_IRQ_EXIT,)}
     assert (rows(t)[0][kept] is not None) == (missing in substitutes)
 
 
