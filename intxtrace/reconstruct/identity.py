@@ -64,6 +64,7 @@ def new_device(s: State, e: Any) -> int:
     device.tail = -1
     device.masked_by = -1
     device.handler_at = NULL
+    device.proof_at = NULL
     device.handler_interrupt = -1
     device.trapped = -1
     device.state = NO_STATE

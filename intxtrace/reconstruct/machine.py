@@ -33,8 +33,14 @@ from intxtrace.reconstruct.delivering import (
     on_virqfd_wakeup,
 )
 from intxtrace.reconstruct.ending import hand_out
-from intxtrace.reconstruct.identity import device_of, known_device, task_of
-from intxtrace.reconstruct.masking import on_handler_entry, on_handler_exit, on_unmask_exit
+from intxtrace.reconstruct.identity import device_of, task_of
+from intxtrace.reconstruct.masking import (
+    on_handler_entry,
+    on_handler_exit,
+    on_unmask_entry,
+    on_unmask_exit,
+    on_unmask_proof,
+)
 from intxtrace.reconstruct.setting_up import (
     on_device,
     on_kvm_irqfd,
@@ -160,17 +166,13 @@ def run(s: State, batch: Any, start: int, vm_pids: Any, device_pids: Any) -> int
         elif kind == VIRQFD_WAKEUP:
             on_virqfd_wakeup(s, e)
         elif kind == UNMASK_ENTRY:
-            s.tasks[task_of(s, e)].proof = 0
+            on_unmask_entry(s, e)
         elif kind == UNMASK_EXIT:
             on_unmask_exit(s, e)
         elif kind == CHECKED_UNMASK:
-            if e.value:
-                s.tasks[task_of(s, e)].proof = 1
-            d = known_device(s, e)
-            if d >= 0:
-                s.devices[d].shared_mode = 1
+            on_unmask_proof(s, e, 1)
         elif kind == ENABLE_IRQ:
-            s.tasks[task_of(s, e)].proof = 1
+            on_unmask_proof(s, e, 0)
         elif kind == MASK:
             d = device_of(s, e)
             s.devices[d].mask_known = 1

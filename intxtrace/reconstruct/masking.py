@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from intxtrace.reconstruct.ending import hand_out_settled
-from intxtrace.reconstruct.identity import device_of, task_of
+from intxtrace.reconstruct.identity import device_of, known_device, task_of
 from intxtrace.reconstruct.state import NULL, State
 from intxtrace.reconstruct.states import observe_path
 from intxtrace.reconstruct.vocabulary import (
@@ -132,7 +132,15 @@ def claim(s: State, d: int) -> int:
     """The handler claimed the line and masked it (pci_check_and_mask_intx, or disable_irq_nosync)."""
     device = s.devices[d]
     before = device.masked_by
-    if before >= 0:
+    if device.unmask_open:
+        # The line is open from enable_irq or pci_check_and_unmask_intx on, before the unmask has returned: the hardware
+        # fires again inside it (exclusive mode), or on another CPU.
+        device.unmask_open = 2
+        if before >= 0:
+            s.interrupts[before].unmasked_at = device.proof_at if device.proof_at != NULL else device.handler_at
+            s.interrupts[before].proof = CHECKED if device.proof_at != NULL else ASSUMED
+            device.masked_by = -1
+    elif before >= 0:
         # It can only claim an unmasked line, so an unmask was missed.
         if s.kinds[UNMASK_EXIT] > 0:
             s.interrupts[before].lossy = 1
@@ -160,7 +168,12 @@ def on_unmask_exit(s: State, e: Any) -> None:
     d = device_of(s, e)
     proof = task.proof
     task.proof = 0
-    if e.value > 0:
+    claimed_within = s.devices[d].unmask_open == 2
+    s.devices[d].unmask_open = 0
+    s.devices[d].proof_at = NULL
+    if claimed_within and e.value == 0:
+        pass
+    elif e.value > 0:
         refuse(s, d, t, e.ts)
     elif unmask_was_real(s, d, proof):
         unmask(s, d, t, proof, e.ts)
@@ -168,6 +181,26 @@ def on_unmask_exit(s: State, e: Any) -> None:
         s.devices[d].noop_unmasks += 1
     task.ack_at = NULL
     task.resampler_ack = 0
+
+
+def on_unmask_entry(s: State, e: Any) -> None:
+    """vfio_pci_intx_unmask_handler runs."""
+    s.tasks[task_of(s, e)].proof = 0
+    device = s.devices[device_of(s, e)]
+    device.unmask_open = 1
+    device.proof_at = NULL
+
+
+def on_unmask_proof(s: State, e: Any, shared: int) -> None:
+    """The line was really unmasked: pci_check_and_unmask_intx returned 1 (shared mode), or enable_irq (exclusive)."""
+    d = known_device(s, e)
+    if d >= 0 and shared:
+        s.devices[d].shared_mode = 1
+    if shared and e.value == 0:
+        return
+    s.tasks[task_of(s, e)].proof = 1
+    if d >= 0:
+        s.devices[d].proof_at = e.ts
 
 
 def unmask_was_real(s: State, d: int, proof: int) -> bool:

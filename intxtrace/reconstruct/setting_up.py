@@ -185,6 +185,8 @@ def shut_down(s: State, d: int, reason: int, ts: int) -> None:
     device.trigger = 0
     device.resample = 0
     device.virq_disabled = 0
+    device.unmask_open = 0
+    device.proof_at = NULL
     if device.line >= 0:
         leave_line(s, d)
     set_state(s, d, OFF, reason, 0, ts)
@@ -207,6 +209,8 @@ def lose(s: State, d: int) -> None:
     device = s.devices[d]
     device.lost = 1
     device.mask_known = 0
+    device.unmask_open = 0
+    device.proof_at = NULL
     device.handler_at = NULL
     device.trapped = -1
     i = device.head

@@ -79,6 +79,8 @@ FIELDS: dict[str, tuple[str, ...]] = {
         "in_flight",
         "masked_by",  # the interrupt that masked the line, -1
         "mask_known",  # 0 until an event shows whether vfio has the line masked
+        "unmask_open",  # an unmask of it has been entered; 2: and a new interrupt was claimed before it returned
+        "proof_at",  # when that unmask was seen to open the line, NULL
         "virq_disabled",  # the guest set DisINTx (or PM suspended it): unmasks are no-ops
         "shared_mode",  # pci_check_and_unmask_intx was seen: vdev->pci_2_3
         "handler_at",  # entry of the handler that runs now, NULL

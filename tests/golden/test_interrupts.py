@@ -632,9 +632,25 @@ def test_lost_events_of_another_device() -> None:
 def test_a_claim_proves_that_an_unmask_was_missed() -> None:
     t, d = one_device()
     t.kernel_interrupt(d)
-    t.drop(Kind.UNMASK_EXIT)
+    for kind in (Kind.UNMASK_ENTRY, Kind.CHECKED_UNMASK, Kind.UNMASK_EXIT):
+        t.drop(kind)
     t.kernel_interrupt(d)
     assert [outcome for _, _, outcome in story(t)] == ["lossy", "complete"]
+
+
+def test_the_hardware_may_fire_again_before_the_unmask_has_returned() -> None:
+    t, d = one_device()
+    t.handler(d, irqfd="resample")
+    t.inject(d)
+    t.guest_eoi(d)
+    opened = t.now + Trace.STEP
+    t.emit(Kind.UNMASK_ENTRY, device=d.vdev, tid=1)
+    t.emit(Kind.ENABLE_IRQ, device=d.vdev, arg0=20, tid=1)
+    t.handler(d, irqfd="resample")
+    t.emit(Kind.UNMASK_EXIT, device=d.vdev, tid=1)
+    first, second = rows(t)
+    assert (first["outcome"], first["unmasked_at"], first["unmask_proof"]) == ("complete", opened, "checked")
+    assert (second["outcome"], second["unmasked_at"]) == ("open", None)
 
 
 @pytest.mark.parametrize(
