@@ -9,7 +9,7 @@ import numpy as np
 
 from intxtrace import frames
 from intxtrace.events import format_address
-from intxtrace.reconstruct import machine, state
+from intxtrace.reconstruct import state, vocabulary
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,45 +24,6 @@ DURATIONS = {
     "masked_ns": ("raised_at", "unmasked_at"),
 }
 """Each duration is from one instant to another; null if either is, or if they came in the other order."""
-
-
-class Rows:
-    """Collects rows from the machine's output tables, and empties those."""
-
-    def __init__(self) -> None:
-        self._parts: dict[str, list[np.ndarray[Any, Any]]] = {
-            "interrupt_rows": [],
-            "state_rows": [],
-            "counter_rows": [],
-        }
-
-    def take(self, s: state.State) -> None:
-        """Move what is there."""
-        m = s.machine[0]
-        for table, count in (
-            ("interrupt_rows", m.out_interrupts),
-            ("state_rows", m.out_states),
-            ("counter_rows", m.out_counters),
-        ):
-            if count:
-                self._parts[table].append(state.rows_of(s, table, int(count)))
-        m.out_interrupts = m.out_states = m.out_counters = 0
-
-    def interrupts(self) -> np.ndarray[Any, Any]:
-        """Return the interrupts (`state.DTYPES["interrupt_rows"]`)."""
-        return self._all("interrupt_rows")
-
-    def states(self) -> np.ndarray[Any, Any]:
-        """Return the device states (`state.DTYPES["state_rows"]`)."""
-        return self._all("state_rows")
-
-    def counters(self) -> np.ndarray[Any, Any]:
-        """Return the counters (`state.DTYPES["counter_rows"]`)."""
-        return self._all("counter_rows")
-
-    def _all(self, table: str) -> np.ndarray[Any, Any]:
-        parts = self._parts[table]
-        return np.concatenate(parts) if parts else np.zeros(0, state.DTYPES[table])
 
 
 def interrupts_frame(rows: np.ndarray[Any, Any], tables: Tables, clock_orders_only: bool) -> pd.DataFrame:
@@ -90,7 +51,7 @@ def states_frame(rows: np.ndarray[Any, Any], tables: Tables) -> pd.DataFrame:
     columns["begin_at"] = _integers(rows["begin_at"])
     columns["end_at"] = _integers(rows["end_at"])
     columns["reason"] = [
-        machine.REASONS[reason] + (f": {os.strerror(errno)}" if errno else "")
+        vocabulary.REASONS[reason] + (f": {os.strerror(errno)}" if errno else "")
         for reason, errno in zip(rows["reason"].tolist(), rows["errno"].tolist(), strict=True)
     ]
     return _frame(columns, frames.DEVICE_STATES)
@@ -108,15 +69,17 @@ def counters_frame(rows: np.ndarray[Any, Any], tables: Tables) -> pd.DataFrame:
 def _frame(columns: dict[str, Any], contract: dict[str, tuple[str, str]]) -> pd.DataFrame:
     import pandas as pd
 
-    return pd.DataFrame({name: pd.Series(columns[name], dtype=dtype) for name, (dtype, _) in contract.items()})
+    series = {name: pd.Series(columns[name], dtype=dtype, copy=False) for name, (dtype, _) in contract.items()}
+    return pd.DataFrame(series, copy=False)
 
 
 def _places(rows: np.ndarray[Any, Any], tables: Tables) -> dict[str, Any]:
     """Return device, its address and its VM."""
-    addresses = {packed: format_address(packed) if packed >= 0 else None for packed in np.unique(rows["bdf"]).tolist()}
-    names = {
-        row: tables.vms[row].name if 0 <= row < len(tables.vms) else None for row in np.unique(rows["vm"]).tolist()
-    }
+    import pandas as pd
+
+    packed = pd.unique(rows["bdf"]).tolist()
+    addresses = {number: format_address(number) if number >= 0 else None for number in packed}
+    names: dict[int, str | None] = {vm.id: vm.name for vm in tables.vms}
     return {
         "device": _integers(rows["device"], rows["device"] < 0),
         "bdf": _strings(rows["bdf"], addresses),
@@ -138,11 +101,14 @@ def _booleans(values: np.ndarray[Any, Any]) -> Any:
 
 def _words(codes: np.ndarray[Any, Any], words: tuple[str, ...]) -> Any:
     """Turn codes into strings; NULL gives null."""
-    return _strings(codes, dict(enumerate(words)))
+    import pandas as pd
+
+    return pd.array([*words, None], dtype="string").take(np.where(codes == state.NULL, len(words), codes))
 
 
 def _strings(codes: np.ndarray[Any, Any], words: dict[int, str | None]) -> Any:
+    """Turn numbers into strings; those without a word give null."""
     import pandas as pd
 
-    unique, inverse = np.unique(codes, return_inverse=True)
+    inverse, unique = pd.factorize(codes)
     return pd.array([words.get(code) for code in unique.tolist()], dtype="string").take(inverse)

@@ -48,6 +48,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
         "n_lines",
         "n_tasks",
         "n_slots",
+        "n_probes",
         "n_bars",
         "n_interrupts",  # rows ever taken from the pool
         "n_live",
@@ -56,6 +57,8 @@ FIELDS: dict[str, tuple[str, ...]] = {
         "now",
         "window",  # begin of the counting window, NULL before the first event
         "lost",  # events lost in this window, of no known device
+        "woken",  # the device whose irqfd was woken last, and on which CPU
+        "woken_cpu",
         "out_interrupts",
         "out_states",
         "out_counters",
@@ -76,6 +79,8 @@ FIELDS: dict[str, tuple[str, ...]] = {
         "in_flight",
         "masked_by",  # the interrupt that masked the line, -1
         "mask_known",  # 0 until an event shows whether vfio has the line masked
+        "unmask_open",  # an unmask of it has been entered; 2: and a new interrupt was claimed before it returned
+        "proof_at",  # when that unmask was seen to open the line, NULL
         "virq_disabled",  # the guest set DisINTx (or PM suspended it): unmasks are no-ops
         "shared_mode",  # pci_check_and_unmask_intx was seen: vdev->pci_2_3
         "handler_at",  # entry of the handler that runs now, NULL
@@ -187,13 +192,33 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "counter_rows": ("device", "bdf", "vm", "begin_at", "counter", "region", "offset", "count"),
 }
 
-_CAPACITY = {"machine": 1, "probes": 0, "slots": 256, "interrupt_rows": 16384, "state_rows": 1024, "counter_rows": 1024}
-
 DTYPES = {table: np.dtype([(name, "<i8") for name in names]) for table, names in FIELDS.items()}
+
+OUTPUTS = {"interrupt_rows": "out_interrupts", "state_rows": "out_states", "counter_rows": "out_counters"}
+"""Tables of rows that are ready, and the fields of `machine` that say how many there are."""
+
+ROOM = 8
+"""Rows that one event may need in a table, at most."""
+
+_CAPACITY = {
+    "machine": 1,
+    "devices": 64,
+    "vms": 64,
+    "lines": 64,
+    "tasks": 1024,
+    "interrupts": 1024,
+    "probes": 1024,
+    "bars": 1024,
+    "slots": 4096,
+    "interrupt_rows": 16384,
+    "state_rows": 1024,
+    "counter_rows": 4096,
+}
+"""Rows of the tables in the compiled shape; all but `machine` times the same power of four where that is too small."""
 
 
 class State(NamedTuple):
-    """All tables, in one of the two shapes. `kinds[k]`: how many attached probes can make events of kind k."""
+    """All tables. `kinds[k]`: how many attached probes can make events of kind k."""
 
     machine: Any
     devices: Any
@@ -223,88 +248,134 @@ class _Slotted:
 _ROWS = {table: type(table, (_Slotted,), {"__slots__": names}) for table, names in FIELDS.items()}
 
 
-def new_state(compiled: bool) -> State:
-    """Make empty tables, as arrays for the compiled machine or as lists for the interpreted one."""
-    tables = {table: _blank(table, _CAPACITY.get(table, 16), compiled) for table in FIELDS}
-    state = State(**tables, kinds=np.zeros(N_KINDS, np.int64) if compiled else [0] * N_KINDS)
+def new_state() -> State:
+    """Make empty tables, in the interpreted shape."""
+    state = State(**{table: _blank(table, 1) for table in FIELDS}, kinds=[0] * N_KINDS)
     machine = state.machine[0]
     machine.free = -1
     machine.next_id = 1
+    machine.woken = -1
     machine.now = machine.window = NULL
-    return state
+    return grown(state)
 
 
-def _blank(table: str, rows: int, compiled: bool) -> Any:
-    if compiled:
-        return np.zeros(rows, DTYPES[table]).view(np.recarray)
+def _blank(table: str, rows: int) -> list[Any]:
     return [_ROWS[table]() for _ in range(rows)]
 
 
-def to_arrays(state: State) -> State:
-    """Turn the interpreted shape into the compiled one."""
-    tables = {table: rows_of(state, table, len(getattr(state, table))) for table in FIELDS}
-    return State(**{t: a.view(np.recarray) for t, a in tables.items()}, kinds=np.array(state.kinds, np.int64))
+def grown(state: State) -> State:
+    """Return the state, in the interpreted shape, with every table that is nearly full made larger.
+
+    The machine stops before an event for which a table could be too small (`machine.has_room`).
+    """
+    tables = state._asdict()
+    for table, count in _used(state).items():
+        if len(tables[table]) < count + 2 * ROOM:
+            tables[table] = tables[table] + _blank(table, count + 2 * ROOM)
+    if len(state.slots) < 2 * (state.machine[0].n_slots + 2 * ROOM):
+        entries = [(slot.tag, slot.a, slot.b, slot.value) for slot in state.slots]
+        tables["slots"] = _hashed(entries, max(64, 2 * len(entries)))
+    return State(**tables)
+
+
+def _used(state: State) -> dict[str, int]:
+    """Return how many rows of each table are in use, or may be once all that is in flight is handed out."""
+    m = state.machine[0]
+    used = {name: int(m[name] if isinstance(m, np.void) else getattr(m, name)) for name in FIELDS["machine"]}
+    return {
+        "devices": used["n_devices"],
+        "vms": used["n_vms"],
+        "lines": used["n_lines"],
+        "tasks": used["n_tasks"],
+        "interrupts": used["n_interrupts"],
+        "probes": used["n_probes"],
+        "bars": used["n_bars"],
+        "interrupt_rows": used["n_live"],
+        "state_rows": 4 * used["n_devices"],
+        "counter_rows": 9 * used["n_devices"] + used["n_bars"],
+    }
+
+
+def _hashed(entries: list[tuple[int, int, int, int]], size: int) -> list[Any]:
+    """Make the rows of a hash map of `size` slots, a power of two."""
+    from intxtrace.reconstruct.identity import slot_of
+
+    slots = _blank("slots", size)
+    for tag, a, b, value in entries:
+        if tag:
+            slot = slots[slot_of(slots, tag, a, b)]
+            slot.tag, slot.a, slot.b, slot.value = tag, a, b, value
+    return slots
+
+
+def to_block(state: State) -> np.ndarray[Any, Any]:
+    """Turn either shape into the compiled one with room in every table: one record that holds all tables.
+
+    One record, because numba passes a record as one pointer; it would pass a dozen arrays to every function, counting
+    references. Its capacities are part of its type, so growing one means compiling anew.
+    """
+    used = _used(state)
+    scale = 1
+    while any(count + 2 * ROOM > _CAPACITY[table] * scale for table, count in used.items()):
+        scale *= 4
+    slots = len(state.slots)
+    while 2 * (int(rows_of(state, "machine", 1)["n_slots"][0]) + 2 * ROOM) > _CAPACITY["slots"] * scale:
+        scale *= 4
+    capacity = {table: rows if table == "machine" else rows * scale for table, rows in _CAPACITY.items()}
+    dtype = [(table, DTYPES[table], (rows,)) for table, rows in capacity.items()]
+    block = np.zeros(1, np.dtype([*dtype, ("kinds", "<i8", (N_KINDS,))]))
+    for table, rows in capacity.items():
+        if table == "slots":
+            entries = rows_of(state, "slots", slots).tolist()
+            filled = rows_of(state._replace(slots=_hashed(entries, rows)), "slots", rows)
+        else:
+            filled = rows_of(state, table, min(len(getattr(state, table)), rows))
+        block[table][0][: len(filled)] = filled
+    block["kinds"][0] = state.kinds
+    return block
+
+
+def views(block: np.ndarray[Any, Any]) -> State:
+    """Return the tables of the compiled shape, as arrays that share its memory."""
+    return State(**{name: block[name][0] for name in State._fields})
+
+
+def to_lists(state: State) -> State:
+    """Turn the compiled shape, as `views`, into the interpreted one."""
+    tables = {
+        table: [] if table in OUTPUTS else [_ROWS[table](row) for row in getattr(state, table).tolist()]
+        for table in FIELDS
+    }
+    return State(**tables, kinds=state.kinds.tolist())
+
+
+def with_probes(state: State, new: list[tuple[int, int, int]]) -> State:
+    """Return the state, in the interpreted shape, with more probes: (row of the probe table, kind, attached)."""
+    m = state.machine[0]
+    probes = state.probes[: m.n_probes] + [_ROWS["probes"](row) for row in new]
+    m.n_probes = len(probes)
+    for _, kind, on in new:
+        state.kinds[kind] += on
+    return grown(state._replace(probes=probes))
 
 
 def rows_of(state: State, table: str, count: int) -> np.ndarray[Any, Any]:
     """Copy the first rows of a table into a structured array."""
     rows = getattr(state, table)
     if isinstance(rows, np.ndarray):
-        return np.asarray(rows[:count]).copy()
+        return rows[:count].copy()
     names = FIELDS[table]
     return np.array([tuple(getattr(row, name) for name in names) for row in rows[:count]], DTYPES[table])
 
 
-def with_probes(state: State, new: list[tuple[int, int, int]]) -> State:
-    """Return the state with more rows in the table of probes: (row of the probe table, kind, attached)."""
-    if isinstance(state.probes, np.ndarray):
-        return state._replace(probes=np.concatenate([state.probes, np.array(new, DTYPES["probes"])]).view(np.recarray))
-    return state._replace(probes=state.probes + [_ROWS["probes"](row) for row in new])
-
-
-def grown(state: State) -> State:
-    """Return the state with every table that is nearly full made twice as large.
-
-    The machine stops before an event for which a table could be too small (`machine.has_room`).
-    """
-    machine = state.machine[0]
-    used = {
-        "devices": machine.n_devices,
-        "vms": machine.n_vms,
-        "lines": machine.n_lines,
-        "tasks": machine.n_tasks,
-        "interrupts": machine.n_interrupts,
-        "bars": machine.n_bars,
-        "interrupt_rows": machine.n_live + ROOM,
-        "state_rows": 4 * machine.n_devices + ROOM,
-        "counter_rows": 9 * machine.n_devices + machine.n_bars + ROOM,
-    }
-    tables = state._asdict()
-    for table, count in used.items():
-        while len(tables[table]) < count + 2 * ROOM:
-            tables[table] = _doubled(table, tables[table])
-    if len(state.slots) < 2 * (machine.n_slots + 2 * ROOM):
-        tables["slots"] = _rehashed(state.slots)
-    return State(**tables)
-
-
-ROOM = 8
-"""Rows that one event may need in a table, at most."""
-
-
-def _doubled(table: str, rows: Any) -> Any:
-    if isinstance(rows, np.ndarray):
-        return np.concatenate([rows, _blank(table, len(rows), True)]).view(np.recarray)
-    return rows + _blank(table, len(rows), False)
-
-
-def _rehashed(slots: Any) -> Any:
-    from intxtrace.reconstruct.machine import slot_of
-
-    compiled = isinstance(slots, np.ndarray)
-    larger = _blank("slots", 2 * len(slots), compiled)
-    for slot in slots:
-        if slot.tag:
-            at = larger[slot_of(larger, int(slot.tag), int(slot.a), int(slot.b))]
-            at.tag, at.a, at.b, at.value = slot.tag, slot.a, slot.b, slot.value
-    return larger
+def emptied(state: State) -> dict[str, np.ndarray[Any, Any]]:
+    """Take the rows that are ready to be handed out, by table."""
+    rows = {}
+    for table, fill in OUTPUTS.items():
+        if isinstance(state.machine, np.ndarray):
+            rows[table] = rows_of(state, table, int(state.machine[fill][0]))
+            state.machine[fill][0] = 0
+        else:
+            rows[table] = rows_of(state, table, getattr(state.machine[0], fill))
+            setattr(state.machine[0], fill, 0)
+    return rows

@@ -1,0 +1,342 @@
+"""The guest's interrupt controller: injection, and the guest's acknowledgement."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from intxtrace.reconstruct.ending import hand_out_settled
+from intxtrace.reconstruct.identity import (
+    device_of_irqfd,
+    device_of_qemu,
+    known_device,
+    learn_line,
+    learn_resample,
+    line_of,
+    task_of,
+    vm_of,
+)
+from intxtrace.reconstruct.masking import raise_headless
+from intxtrace.reconstruct.signalling import first_untaken, only_untaken, take
+from intxtrace.reconstruct.state import NULL, State
+from intxtrace.reconstruct.states import observe_path
+from intxtrace.reconstruct.vocabulary import (
+    EPOLLIN,
+    EVENTFD_READ,
+    HYBRID,
+    IN_EVENTFD_WRITE,
+    IN_IRQFD_WAKEUP,
+    IOAPIC,
+    IRQFD_INJECT,
+    KERNEL,
+    KVM_ACK,
+    KVM_SET_IRQ,
+    PIC_MASTER,
+    QEMU_EOI,
+    QEMU_INTERRUPT,
+    RESAMPLER_ACK,
+    SOURCE_USERSPACE,
+    STATE_HYBRID,
+    STATE_KERNEL,
+    USERSPACE,
+)
+
+
+def on_irqfd_inject(s: State, e: Any) -> None:
+    """The worker that irqfd_wakeup scheduled (or kvm_irqfd, for an eventfd that was signalled before) injects."""
+    t = task_of(s, e)
+    task = s.tasks[t]
+    end_injection(s, task, NULL)
+    d = device_of_irqfd(s, e)
+    if d < 0:
+        return
+    end_fresh(s, d, NULL)
+    path = KERNEL if e.link2 != 0 else HYBRID
+    # schedule_work on pending work does nothing, so one run injects every wake-up before it.
+    injected = -1
+    i = s.devices[d].head
+    while i >= 0:
+        x = s.interrupts[i]
+        edge = x.path == HYBRID and x.injected_at == x.woken_at and x.woken_at != NULL
+        if (x.woken_at != NULL and x.injected_at == NULL) or edge:
+            inject(s, i, injected, e.ts)
+            injected = i
+        i = x.next
+    if injected < 0:
+        i = first_untaken(s, d)
+        if i < 0:
+            i = raise_headless(s, d, path)
+            if s.devices[d].masked_by < 0 and s.devices[d].mask_known == 0:
+                s.devices[d].masked_by = i
+                s.devices[d].mask_known = 1
+        x = s.interrupts[i]
+        x.path = path
+        x.woken_at = e.ts
+        x.gsi = e.arg0
+        inject(s, i, -1, e.ts)
+    observe_path(s, d, STATE_KERNEL if e.link2 != 0 else STATE_HYBRID, True)
+    task.injecting = d
+    task.asserted = 0
+
+
+def inject(s: State, i: int, before: int, ts: int) -> None:
+    """The line is raised for an interrupt; `before` is another one that the same call raises it for, or -1."""
+    x = s.interrupts[i]
+    x.injected_at = ts
+    x.fresh = 1
+    if before >= 0:
+        x.coalesced = 1
+    if x.path == USERSPACE and s.kinds[KVM_ACK] > 0:
+        x.reentries = 0
+
+
+def on_kvm_set_irq(s: State, e: Any) -> None:
+    """kvm_set_irq: source 1 is a resampling irqfd, 0 is KVM_IRQ_LINE (QEMU) or an irqfd without resampler."""
+    t = task_of(s, e)
+    task = s.tasks[t]
+    if e.value == 0:
+        if e.arg1 == SOURCE_USERSPACE and task.injecting < 0:
+            task.deassert_at = e.ts
+        return
+    if task.injecting >= 0 and task.asserted == 0:
+        # Called by irqfd_inject.
+        task.asserted = 1
+        i = s.devices[task.injecting].head
+        while i >= 0:
+            if s.interrupts[i].fresh:
+                s.interrupts[i].injected_at = e.ts
+            i = s.interrupts[i].next
+        return
+    end_injection(s, task, NULL)
+    if e.arg1 != SOURCE_USERSPACE:
+        return
+    d = task.taking
+    task.taking = -1
+    if d < 0:
+        if s.kinds[EVENTFD_READ] > 0 or s.kinds[QEMU_INTERRUPT] > 0:
+            return  # An emulated device's line.
+        # No probe shows that QEMU took the signal but this.
+        d = only_untaken(s, e.tgid)
+        if d < 0 or (s.devices[d].line >= 0 and s.lines[s.devices[d].line].gsi != e.arg0):
+            return
+        take(s, d, t, e.ts, False)
+        task.taking = -1
+    learn_line(s, d, vm_of(s, e), e.arg0)
+    first = -1
+    i = s.devices[d].head
+    while i >= 0:
+        x = s.interrupts[i]
+        if x.taken_at != NULL and x.injected_at == NULL and not x.doomed:
+            x.gsi = e.arg0
+            inject(s, i, first, e.ts)
+            first = i
+        i = x.next
+    task.injecting = d
+    task.asserted = 1
+
+
+def on_kvm_set_irq_exit(s: State, e: Any) -> None:
+    """kvm_set_irq returned: whether the controller took the level as a new delivery."""
+    if e.aux != 0:
+        end_injection(s, s.tasks[task_of(s, e)], e.value)
+
+
+def end_injection(s: State, task: Any, returned: int) -> None:
+    """The call that raised the line is over, with what it returned (NULL: not known).
+
+    ioapic_service returns -1 where the pin is masked or its remote IRR is set, pic_set_irq1 0 where the request bit is.
+    """
+    d = task.injecting
+    task.injecting = -1
+    if d >= 0:
+        end_fresh(s, d, returned)
+
+
+def end_fresh(s: State, d: int, returned: int) -> None:
+    """What was being raised on a device's line was delivered, or merged into what is in service."""
+    i = s.devices[d].head
+    while i >= 0:
+        x = s.interrupts[i]
+        if x.fresh:
+            if x.coalesced == NULL:
+                if returned != NULL and returned > 0:
+                    x.coalesced = 0
+                elif in_service(s, i):
+                    x.coalesced = 1
+            x.fresh = 0
+        i = x.next
+
+
+def on_apic_accept(s: State, e: Any) -> None:
+    """kvm_apic_accept_irq inside a delivery: the guest's local APIC took it as a new one."""
+    if e.flags & IN_IRQFD_WAKEUP:
+        line = line_of(s, vm_of(s, e), e.arg0)
+        d = s.lines[line].first if line >= 0 else -1
+        while d >= 0:
+            i = s.devices[d].tail
+            if i >= 0 and s.interrupts[i].path == HYBRID and s.interrupts[i].coalesced == NULL:
+                s.interrupts[i].coalesced = 0
+            d = s.devices[d].next_on_line
+        return
+    task = s.tasks[task_of(s, e)]
+    d = task.injecting
+    if d < 0:
+        return
+    i = s.devices[d].head
+    while i >= 0:
+        if s.interrupts[i].fresh and s.interrupts[i].coalesced == NULL:
+            s.interrupts[i].coalesced = 0
+        i = s.interrupts[i].next
+
+
+def in_service(s: State, i: int) -> bool:
+    """Whether an earlier delivery on the same GSI has not had its EOI yet."""
+    line = s.devices[s.interrupts[i].device].line
+    if line < 0:
+        return False
+    d = s.lines[line].first
+    while d >= 0:
+        j = s.devices[d].head
+        while j >= 0:
+            y = s.interrupts[j]
+            ended = y.eoi_at != NULL or (y.path != USERSPACE and y.acknowledged_at != NULL)
+            if j != i and y.injected_at != NULL and not ended and not y.fresh:
+                return True
+            j = y.next
+        d = s.devices[d].next_on_line
+    return False
+
+
+def on_kvm_ack(s: State, e: Any) -> None:
+    """kvm_notify_acked_irq: the guest's EOI of a level interrupt at the IOAPIC, or the PIC.
+
+    Pins are GSIs but for IOAPIC pin 2, which is GSI 0 (kvm_setup_default_irq_routing); PIC master pin 2 is the cascade.
+    """
+    gsi = e.arg0
+    if gsi == 2:
+        if e.arg1 == PIC_MASTER:
+            return
+        if e.arg1 == IOAPIC:
+            gsi = 0
+    t = task_of(s, e)
+    task = s.tasks[t]
+    task.ack_at = e.ts
+    task.ack_vm = vm_of(s, e)
+    task.ack_gsi = gsi
+    task.resampler_ack = 0
+    line = line_of(s, task.ack_vm, gsi)
+    if line < 0:
+        return
+    d = s.lines[line].first
+    while d >= 0:
+        following = s.devices[d].next_on_line
+        eoi_of_device(s, d, e.ts)
+        hand_out_settled(s, d)
+        d = following
+
+
+def eoi_of_device(s: State, d: int, ts: int) -> None:
+    """The guest's EOI reaches every interrupt of a device that was injected and has had none."""
+    ends = False
+    early = -1
+    i = s.devices[d].head
+    while i >= 0:
+        x = s.interrupts[i]
+        if x.injected_at != NULL and x.eoi_at == NULL and not x.doomed:
+            if x.path != USERSPACE:
+                x.eoi_at = ts
+                if x.fresh and x.coalesced == NULL and not in_service(s, i):
+                    # The guest was quicker than the return of kvm_set_irq, and it had nothing else to end.
+                    x.coalesced = 0
+                if x.acknowledged_at == NULL and not (x.path == KERNEL and s.kinds[RESAMPLER_ACK] > 0):
+                    x.acknowledged_at = ts
+            elif x.acknowledged_at != NULL:
+                x.eoi_at = ts
+                ends = True
+            else:
+                early = i
+        i = x.next
+    if early >= 0 and not ends:
+        # The guest ended its ISR and QEMU saw no BAR access: the line is still high, so the guest enters again
+        # (vfio_intx_interrupt asserts before it unmaps the BARs).
+        x = s.interrupts[early]
+        x.reentries = 1 if x.reentries == NULL else x.reentries + 1
+        s.devices[d].reentries += 1
+
+
+def on_resampler_ack(s: State, e: Any) -> None:
+    """irqfd_resampler_ack: the EOI reached the resampling irqfds of this GSI; it signals all their resamplefds."""
+    t = task_of(s, e)
+    task = s.tasks[t]
+    task.ack_at = e.ts
+    task.ack_vm = vm_of(s, e)
+    task.ack_gsi = e.arg0
+    task.resampler_ack = 1
+    line = line_of(s, task.ack_vm, e.arg0)
+    if line < 0:
+        return
+    shows_injection = s.kinds[IRQFD_INJECT] > 0 or s.kinds[KVM_SET_IRQ] > 0
+    d = s.lines[line].first
+    while d >= 0:
+        following = s.devices[d].next_on_line
+        i = s.devices[d].head
+        while i >= 0:
+            x = s.interrupts[i]
+            if x.path == KERNEL and x.acknowledged_at == NULL and (x.injected_at != NULL or not shows_injection):
+                x.acknowledged_at = e.ts
+                if x.eoi_at == NULL:
+                    x.eoi_at = e.ts
+            i = x.next
+        hand_out_settled(s, d)
+        d = following
+
+
+def on_qemu_eoi(s: State, e: Any) -> None:
+    """vfio_intx_eoi with an interrupt pending: the first trapped BAR access. It lowers the line, then unmasks."""
+    t = task_of(s, e)
+    task = s.tasks[t]
+    task.qemu = e.device
+    task.qemu_kind = QEMU_EOI
+    task.qemu_at = e.ts
+    d = device_of_qemu(s, e)
+    if d >= 0:
+        task.qemu = 0
+        acknowledge_taken(s, d, e.ts)
+
+
+def acknowledge_taken(s: State, d: int, ts: int) -> None:
+    """QEMU's EOI is for all that it took: vdev->intx.pending is one flag. `ts` NULL: when, no probe could show."""
+    i = s.devices[d].head
+    while i >= 0:
+        x = s.interrupts[i]
+        if x.taken_at != NULL and x.acknowledged_at == NULL and not x.doomed:
+            x.acknowledged_at = ts
+            x.unshown = 1 if ts == NULL else 0
+        i = x.next
+    hand_out_settled(s, d)
+
+
+def on_virqfd_wakeup(s: State, e: Any) -> None:
+    """The resamplefd was signalled: by irqfd_resampler_ack, or written by QEMU (split irqchip)."""
+    if e.value & EPOLLIN == 0:
+        return
+    d = known_device(s, e)
+    if d < 0:
+        return
+    learn_resample(s, d, e.link)
+    t = task_of(s, e)
+    task = s.tasks[t]
+    if task.resampler_ack:
+        learn_line(s, d, task.ack_vm, task.ack_gsi)
+    written = task.write_at != NULL and (e.flags & IN_EVENTFD_WRITE != 0 or task.write_ctx == e.link)
+    i = s.devices[d].head
+    while i >= 0:
+        x = s.interrupts[i]
+        if x.path == HYBRID and x.injected_at != NULL and x.acknowledged_at == NULL:
+            # ioapic_eoi_broadcast -> kvm_resample_fd_notify -> write.
+            if task.notify_at != NULL and task.notify_at >= x.injected_at:
+                x.acknowledged_at = task.notify_at
+            elif written and task.write_at >= x.injected_at:
+                x.acknowledged_at = task.write_at
+            if x.eoi_at == NULL and task.exit_at != NULL and task.exit_at >= x.injected_at:
+                x.eoi_at = task.exit_at
+        i = x.next

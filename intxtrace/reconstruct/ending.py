@@ -1,0 +1,165 @@
+"""When an interrupt is over, and the row that it becomes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from intxtrace.reconstruct.identity import find
+from intxtrace.reconstruct.state import MAX_IN_FLIGHT, NULL, TAG_PID, State
+from intxtrace.reconstruct.vocabulary import (
+    CANCELLED,
+    COMPLETE,
+    EVENTFD_READ,
+    HEADLESS,
+    KERNEL,
+    KVM_ACK,
+    KVM_SET_IRQ,
+    LOSSY,
+    NO_PATH,
+    OPEN,
+    QEMU_EOI,
+    QEMU_INTERRUPT,
+    RESAMPLER_ACK,
+    SETTLED,
+    TORN_DOWN,
+    UNMASK_EXIT,
+    USERSPACE,
+)
+
+
+def shows_acknowledgement(s: State, i: int) -> bool:
+    """Whether the acknowledgement of this interrupt, if it happens, makes an event."""
+    x = s.interrupts[i]
+    if x.path == KERNEL:
+        shown: bool = s.kinds[RESAMPLER_ACK] > 0 or s.kinds[KVM_ACK] > 0
+        return shown
+    if x.path == USERSPACE:
+        # With its irqchip in userspace QEMU asserts no line in KVM, and lowers none.
+        shown = s.kinds[QEMU_EOI] > 0 or (s.kinds[KVM_SET_IRQ] > 0 and x.injected_at != NULL)
+        return shown
+    # hybrid: the unmask comes from userspace, so it is itself the last word. held, unknown: nobody acknowledges.
+    return False
+
+
+def settled(s: State, i: int) -> bool:
+    """Whether every end stage that the probes can show was seen."""
+    x = s.interrupts[i]
+    masked = s.devices[x.device].masked_by == i
+    if masked and s.kinds[UNMASK_EXIT] > 0:
+        return False
+    if x.path == NO_PATH and x.sent_at != NULL and x.unmasked_at == NULL and x.refused_at == NULL:
+        return False  # Signalled, and nobody has taken it yet.
+    if x.acknowledged_at != NULL or x.doomed or x.unshown:
+        return True
+    # Where no probe shows any end, it has ended when a later interrupt took its place.
+    return not masked and not shows_acknowledgement(s, i)
+
+
+def awaited(s: State, i: int) -> bool:
+    """Whether a settled interrupt may still be named by later evidence."""
+    x = s.interrupts[i]
+    if x.path != USERSPACE or x.doomed or x.final:
+        return False
+    # On the userspace path the guest's EOI follows the unmask (vfio_intx_eoi runs at the first BAR access). It reaches
+    # kvm_notify_acked_irq only if KVM's own irqchip has the line.
+    if x.eoi_at == NULL and x.injected_at != NULL and s.kinds[KVM_ACK] > 0:
+        return True
+    # Its BAR accesses go on until QEMU takes the next interrupt.
+    accesses_go_on: bool = x.bar_open != 0
+    return accesses_go_on
+
+
+def hand_out_settled(s: State, d: int) -> None:
+    """Hand out, oldest first, what is settled and awaits nothing.
+
+    Oldest first, so that a resignal's parent has its id when the resignal needs it.
+    """
+    i = s.devices[d].head
+    while i >= 0 and settled(s, i) and not awaited(s, i):
+        hand_out(s, d, SETTLED)
+        i = s.devices[d].head
+    while s.devices[d].in_flight > MAX_IN_FLIGHT:
+        # So many came after it, and its end was not seen.
+        i = s.devices[d].head
+        s.interrupts[i].lossy = 0 if settled(s, i) else 1
+        hand_out(s, d, SETTLED)
+
+
+def outcome_of(s: State, i: int, why: int) -> int:
+    """Return how an interrupt came out."""
+    x = s.interrupts[i]
+    if x.lossy:
+        return LOSSY
+    if x.headless:
+        return HEADLESS
+    if settled(s, i):
+        return CANCELLED if x.doomed and x.acknowledged_at == NULL else COMPLETE
+    return CANCELLED if why == TORN_DOWN else OPEN
+
+
+def signalled_at(s: State, x: Any) -> int:
+    """Return when an interrupt was signalled: on the userspace path, when QEMU took it up, where a probe shows that."""
+    if x.path == USERSPACE and (s.kinds[EVENTFD_READ] > 0 or s.kinds[QEMU_INTERRUPT] > 0):
+        at: int = x.taken_at
+    else:
+        at = x.sent_at
+    return at
+
+
+def hand_out(s: State, d: int, why: int) -> None:
+    """Turn the oldest interrupt of a device into a row."""
+    m = s.machine[0]
+    device = s.devices[d]
+    i = device.head
+    x = s.interrupts[i]
+    row = s.interrupt_rows[m.out_interrupts]
+    m.out_interrupts += 1
+    row.id = m.next_id
+    m.next_id += 1
+    row.parent_id = x.parent_id
+    row.device = device.id
+    row.bdf = device.bdf
+    row.vm = vm_row(s, d)
+    row.vm_pid = device.owner if device.owner != 0 or device.vm < 0 else s.vms[device.vm].pid
+    row.host_irq = device.host_irq
+    row.gsi = x.gsi
+    row.path = x.path
+    row.origin = x.origin
+    row.outcome = outcome_of(s, i, why)
+    row.coalesced = x.coalesced
+    row.raised_at = x.raised_at
+    row.signalled_at = signalled_at(s, x)
+    row.injected_at = x.injected_at
+    row.acknowledged_at = x.acknowledged_at
+    row.unmasked_at = x.unmasked_at
+    row.eoi_at = x.eoi_at
+    row.unmask_proof = x.proof
+    row.bar_accesses = x.bar_accesses
+    row.reentries = x.reentries
+    if x.child >= 0:
+        s.interrupts[x.child].parent_id = row.id
+    device.head = x.next
+    if device.head < 0:
+        device.tail = -1
+    device.in_flight -= 1
+    if device.masked_by == i:
+        device.masked_by = -1
+    if device.handler_interrupt == i:
+        device.handler_interrupt = -1
+    if device.trapped == i:
+        device.trapped = -1
+    x.next = m.free
+    m.free = i
+    m.n_live -= 1
+
+
+def vm_row(s: State, d: int) -> int:
+    """Return the row of the VM table that a device belongs to, -1."""
+    device = s.devices[d]
+    v: int = device.vm
+    if v < 0 and device.owner != 0:
+        v = find(s, TAG_PID, device.owner, 0)
+    if v < 0:
+        return -1
+    row: int = s.vms[v].id
+    return row
