@@ -4,8 +4,8 @@
  *
  * In front of this file the loader (intxtrace/capture/program.py) puts: the kinds, flags and `struct record` made
  * from intxtrace/events.py; OFF_* structure offsets from the kernel's BTF; FN_* addresses from kallsyms; and
- * RING_PAGES, HANDLER_GETS_IRQ_CTX, EVERY_BAR_ACCESS, NO_BAR_ACCESS. Behind it: one wrapper per attached probe, which
- * takes the arguments out of an fentry, kprobe, raw tracepoint or uprobe context and calls the on_*() function.
+ * RING_PAGES, HANDLER_GETS_IRQ_CTX and COUNT_BAR_ACCESS (or every access is an event). Behind it: one wrapper per
+ * attached probe, which takes the arguments out of an fentry, kprobe, raw tracepoint or uprobe context and calls the on_*() function.
  *
  * What is recorded: calls on a vfio device that is not refused, and calls on the eventfds, irqfds, GSIs and VMs that
  * one of these taught us. Everything else returns before it touches the ring.
@@ -851,7 +851,7 @@ static __always_inline int on_qemu_interrupt(u64 pci_device) {
   if (!b || process_refused())
     return 0;
   struct fields v = {.device = pci_device + b->device};
-#if !NO_BAR_ACCESS
+#if COUNT_BAR_ACCESS
   struct bar_key key = {.device = v.device, .tgid = bpf_get_current_pid_tgid() >> 32};
   struct bar_count *c = bars.lookup(&key);
   if (c) {
@@ -883,26 +883,28 @@ static __always_inline int on_qemu_region(u64 region, u64 offset, u64 data, u32 
   struct fields v = {.link = region, .arg0 = offset, .arg1 = data, .value = size};
   v.device = read_user64(region);
   v.aux = read_user8(region + 0x30); /* VFIORegion.nr, QEMU 4.0 to 11.1 */
+#if COUNT_BAR_ACCESS
   u64 tgid = bpf_get_current_pid_tgid() >> 32;
-  struct bar_key key = {.device = v.device, .tgid = tgid};
-  struct bar_count made = {.fresh = 1};
-  struct bar_count *c = bars.lookup_or_try_init(&key, &made);
   struct offset_key at = {.device = v.device, .region = region, .offset = offset, .tgid = tgid};
   at.number = v.aux | write << 31;
   u64 zero = 0;
   u64 *n = offsets.lookup_or_try_init(&at, &zero);
   if (n)
     lock_xadd(n, 1);
+  struct bar_key key = {.device = v.device, .tgid = tgid};
+  struct bar_count made = {.fresh = 1};
+  struct bar_count *c = bars.lookup_or_try_init(&key, &made);
   if (!c)
     return 0;
   if (write)
     lock_xadd(&c->writes, 1);
   else
     lock_xadd(&c->reads, 1);
-  u64 fresh = c->fresh;
+  if (!c->fresh)
+    return 0;
   c->fresh = 0;
-  if (fresh || EVERY_BAR_ACCESS)
-    emit(write ? KIND_QEMU_REGION_WRITE : KIND_QEMU_REGION_READ, 0, &v);
+#endif
+  emit(write ? KIND_QEMU_REGION_WRITE : KIND_QEMU_REGION_READ, 0, &v);
   return 0;
 }
 

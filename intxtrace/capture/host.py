@@ -136,8 +136,9 @@ def installed_qemu() -> list[Path]:
     for name in INSTALLED_QEMU:
         with contextlib.suppress(OSError):
             path = Path(name).resolve(strict=True)
-            if path.open("rb").read(4) == b"\x7fELF":  # some distributions put a shell script in its place
-                found[path] = None
+            with path.open("rb") as file:
+                if file.read(4) == b"\x7fELF":  # some distributions put a shell script in its place
+                    found[path] = None
     return list(found)
 
 

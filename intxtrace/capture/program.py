@@ -8,7 +8,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from intxtrace.capture.catalogue import (
 )
 from intxtrace.capture.qemu_functions import QemuBinary, QemuFunction
 from intxtrace.errors import IntxtraceError
-from intxtrace.events import c_header
+from intxtrace.events import Kind, c_header
 from intxtrace.trace.tables import Probe
 
 BAR_MODES = ("count", "all", "none")
@@ -211,8 +211,7 @@ class Planner:
             *(f"#define FN_{name} 0x{self._symbols[name].address:x}ull" for name in sorted(self._visible())),
             f"#define RING_PAGES {ring_bytes // PAGE}",
             f"#define HANDLER_GETS_IRQ_CTX {int(self._offsets['vfio_pci_irq_ctx_vdev'] is not None)}",
-            f"#define EVERY_BAR_ACCESS {int(bar == 'all')}",
-            f"#define NO_BAR_ACCESS {int(bar == 'none')}",
+            f"#define COUNT_BAR_ACCESS {int(bar == 'count')}",
             c_header(),
         ]
         body = (resources.files("intxtrace") / "bpf" / "intxtrace.c").read_text()
@@ -229,12 +228,14 @@ class Planner:
 
 
 def qemu_specs(bar: str) -> tuple[QemuSpec, ...]:
-    """Return the QEMU probes that a way of watching BAR accesses needs."""
-    return tuple(
-        spec
-        for spec in QEMU_CATALOGUE
-        if bar != "none" or not spec.name.startswith("vfio_region_") or "mmaps" in spec.name
-    )
+    """Return the QEMU probes, and the kinds they make, for a way of watching BAR accesses (one of `BAR_MODES`)."""
+    specs = []
+    for spec in QEMU_CATALOGUE:
+        if Kind.QEMU_REGION_COUNT not in spec.kinds or bar == "count":
+            specs.append(spec)
+        elif bar == "all":
+            specs.append(replace(spec, kinds=spec.kinds[:1]))
+    return tuple(specs)
 
 
 @contextlib.contextmanager
@@ -367,8 +368,6 @@ class Probes:
         return ct.string_at(start, size)
 
     def _attach_one(self, row: Probe, planned: _Planned, fds: dict[str, int]) -> None:
-        from intxtrace.events import Kind
-
         code = self._code(planned.symbol)
         kind = int(Kind[row.kinds[0]])
         if planned.method in ("fentry", "fexit"):
@@ -436,8 +435,6 @@ class Probes:
         return rows
 
     def _attach_uprobe(self, row: Probe, spec: QemuSpec, function: QemuFunction, binary: QemuBinary, slot: int) -> None:
-        from intxtrace.events import Kind
-
         code = _patch_slot(self._code(f"q_{spec.name}"), slot)
         program = kernel.load_program(code, f"q_{spec.name}", kernel.PROG_KPROBE)
         held = _Attached(program, int(Kind[row.kinds[0]]))

@@ -321,7 +321,7 @@ class Session:
 
     def _housekeep(self, now: int, *, last: bool) -> None:
         self._count_losses(now)
-        if self._bar != "none":
+        if self._bar == "count":
             self._take_bar_counts(now, last=last)
         for pid, row in list(self._vm_ids.items()):
             if host.start_time(pid) != self._vm_started[pid]:

@@ -152,6 +152,12 @@ def test_a_probe_whose_structures_are_unknown_is_missing() -> None:
     assert (row.state, row.reason) == ("missing", "this kernel's type information lacks virqfd.opaque")
 
 
+def test_single_bar_accesses_are_not_counted_besides() -> None:
+    kinds = {kind for spec in qemu_specs("all") for kind in spec.kinds}
+    assert {Kind.QEMU_REGION_READ, Kind.QEMU_REGION_WRITE} <= kinds
+    assert not {Kind.QEMU_REGION_COUNT, Kind.QEMU_REGION_OFFSETS} & kinds
+
+
 def test_bar_accesses_are_not_watched_unless_wanted() -> None:
     assert {spec.name for spec in qemu_specs("count")} - {spec.name for spec in qemu_specs("none")} == {
         "vfio_region_read",
