@@ -1,0 +1,242 @@
+"""`record`: when it ends, what it keeps, and what it says to wrong input."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import pytest
+
+import intxtrace
+from intxtrace.__main__ import main
+from intxtrace.capture import bcc_import, host
+from intxtrace.capture.recording import Limits, Stop, record
+from intxtrace.capture.ring import Events
+from intxtrace.capture.session import Counts, Selection, Session
+from intxtrace.errors import IntxtraceError
+from intxtrace.events import RECORD, Kind
+from intxtrace.trace.metadata import Metadata
+from intxtrace.trace.tables import Tables, Vm
+from intxtrace.trace.writer import TraceWriter
+
+
+class FakeSession:
+    """A session whose host makes ten events at each look."""
+
+    def __init__(self, on_take: Callable[[int], None] = lambda _: None) -> None:
+        self.tables = Tables(vms=[Vm(0, pid=1, name="guest")])
+        self.counts = Counts()
+        self.on_take = on_take
+        self.looks = 0
+        self.stopped = False
+
+    def take(self) -> Events:
+        self.looks += 1
+        self.on_take(self.looks)
+        return self._events(10)
+
+    def stop(self) -> Events:
+        self.stopped = True
+        return self._events(3)
+
+    def _events(self, number: int) -> Events:
+        events = np.zeros(number, RECORD)
+        events["kind"] = Kind.HANDLER_ENTRY
+        events["ts"] = np.arange(self.counts.events, self.counts.events + number)
+        self.counts.events += number
+        self.counts.interrupts += number
+        return events
+
+
+def recorded(path: Path, session: FakeSession, limits: Limits, stop: Stop | None = None) -> str:
+    with (stop or Stop()).listening() as listening, TraceWriter(path, Metadata()) as writer:
+        return record(cast(Session, session), writer, limits, listening, lambda _: None)
+
+
+def test_it_ends_after_so_many_interrupts_and_keeps_the_rest(tmp_path: Path) -> None:
+    session = FakeSession()
+    reason = recorded(tmp_path / "a.intx", session, Limits(interrupts=35))
+    trace = intxtrace.open_trace(tmp_path / "a.intx")
+    assert reason == "40 interrupts were seen"
+    assert session.stopped
+    assert trace.events["ts"].tolist() == list(range(43))
+    assert trace.tables.vms[0].name == "guest"
+
+
+def test_it_ends_after_a_time(tmp_path: Path) -> None:
+    assert recorded(tmp_path / "a.intx", FakeSession(), Limits(seconds=0.05)) == "--duration of 0.05 s is over"
+
+
+def test_it_ends_with_its_command(tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", ""]) as child:
+        assert recorded(tmp_path / "a.intx", FakeSession(), Limits(command=child)) == "the command ended"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_it_ends_at_a_signal_and_keeps_everything(tmp_path: Path, number: signal.Signals) -> None:
+    session = FakeSession(lambda look: signal.raise_signal(number) if look == 3 else None)
+    assert recorded(tmp_path / "a.intx", session, Limits()) == number.name
+    assert session.looks == 3
+    assert len(intxtrace.open_trace(tmp_path / "a.intx").events) == 33
+
+
+def test_the_handlers_are_put_back() -> None:
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with Stop().listening():
+        assert signal.getsignal(signal.SIGINT) != before[0]
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+def test_a_second_signal_is_not_held_back() -> None:
+    with Stop().listening() as stop:
+        signal.raise_signal(signal.SIGINT)
+        assert stop
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_a_sleep_does_not_outlast_a_signal() -> None:
+    with Stop().listening() as stop:
+        timer = threading.Timer(0.05, lambda: os.kill(os.getpid(), signal.SIGINT))
+        timer.start()
+        stop.sleep(60)
+        timer.join()
+        assert stop
+        assert stop.reason == "SIGINT"
+
+
+def test_a_full_disk_ends_it_with_what_was_recorded(tmp_path: Path) -> None:
+    path = tmp_path / "a.intx"
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill(_: int) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 10, hard))
+
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        with pytest.raises(IntxtraceError, match="its first 0 events are kept"):
+            recorded(path, FakeSession(fill), Limits(interrupts=1))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert len(intxtrace.open_trace(path).events) == 0
+
+
+def fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert main(["record", *arguments]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert err.startswith("intxtrace: ")
+    return err
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def no_vm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host, "processes", lambda: [])
+
+
+@pytest.fixture
+def one_vm(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = host.Process(4711, 1, "win10", Path("/proc/4711/exe"), ("qemu",), ("0000:01:00.0",))
+    monkeypatch.setattr(host, "processes", lambda: [one])
+
+
+@pytest.fixture
+def no_bcc(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    kept = {name: module for name, module in sys.modules.items() if name == "bcc" or name.startswith("bcc.")}
+    for name in kept:
+        del sys.modules[name]
+    monkeypatch.setattr(bcc_import, "_candidates", lambda: [])
+    yield
+    sys.modules.update(kept)
+
+
+def test_without_root(here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert "needs root: run this with sudo" in fails(capsys)
+    assert list(here.iterdir()) == []
+
+
+@pytest.mark.usefixtures("no_vm", "no_bcc")
+def test_without_bcc(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "apt install python3-bpfcc" in fails(capsys, "--wait")
+    assert list(here.iterdir()) == []
+
+
+@pytest.mark.usefixtures("no_vm")
+def test_without_headers(here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BCC_KERNEL_SOURCE", "/nowhere")
+    assert "apt install linux-headers-" in fails(capsys, "--wait")
+    assert list(here.iterdir()) == []
+
+
+@pytest.mark.usefixtures("no_vm")
+def test_without_a_vm(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "no KVM virtual machine is running on this host: start one, or give --wait" in fails(capsys)
+    assert list(here.iterdir()) == []
+
+
+@pytest.mark.usefixtures("one_vm")
+def test_with_another_vm(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "no VM named win7 is running (running: win10 (pid 4711))" in fails(capsys, "--vm", "win7")
+    assert "process 12 runs no KVM virtual machine" in fails(capsys, "--pid", "12")
+
+
+@pytest.mark.usefixtures("one_vm")
+def test_with_a_device_that_is_not_there(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "this host has no PCI device 0000:fe:1f.7: `lspci -D`" in fails(capsys, "--device", "fe:1f.7")
+    assert "'nonsense' is not a PCI address such as 0000:01:00.0" in fails(capsys, "--device", "nonsense")
+
+
+@pytest.mark.usefixtures("no_vm")
+@pytest.mark.parametrize("make", [lambda p: p.write_text("mine"), lambda p: p.symlink_to("/etc/passwd")])
+def test_the_output_exists(here: Path, capsys: pytest.CaptureFixture[str], make: Callable[[Path], object]) -> None:
+    make(here / "a.intx")
+    assert "exists: give another -o, or --force" in fails(capsys, "-o", "a.intx", "--wait")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--duration", "soon"), "--duration takes a time such as 500ms"),
+        (("--duration", "0s"), "--duration takes a time such as 500ms"),
+        (("--ring-size", "3M"), "--ring-size takes a power of two"),
+        (("--bar", "some"), "--bar takes count, all or none"),
+        (("--max-interrupts", "0"), "greater than or equal to 1"),
+    ],
+)
+def test_wrong_options(here: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], said: str) -> None:
+    assert said in fails(capsys, *arguments)
+
+
+def test_a_selection_takes_what_was_asked_for() -> None:
+    assert Selection().everything
+    assert Selection().takes_vm(1, "a")
+    chosen = Selection(vms=frozenset({"a"}), pids=frozenset({7}), devices=frozenset({"0000:01:00.0"}))
+    assert chosen.takes_vm(7, "other")
+    assert chosen.takes_vm(9, "a")
+    assert not chosen.takes_vm(9, "other")
+    assert chosen.takes_device("0000:01:00.0")
+    assert not chosen.takes_device("0000:02:00.0")
+
+
+def test_bcc_is_found_in_the_systems_folder() -> None:
+    module = bcc_import.import_bcc()
+    assert module.__file__
+    assert "packages/bcc" in module.__file__
+    assert hasattr(module, "BPF")
