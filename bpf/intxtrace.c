@@ -258,6 +258,15 @@ static __always_inline struct device *device_of(u64 vdev, u64 irq) {
   return d && !d->refused ? d : 0;
 }
 
+/* The vdev that a known eventfd belongs to, or nothing: not known, or its device is refused. */
+static __always_inline u64 *context_device(u64 ctx) {
+  u64 *vdev = contexts.lookup(&ctx);
+  if (!vdev)
+    return 0;
+  struct device *d = devices.lookup(vdev);
+  return d && d->refused ? 0 : vdev;
+}
+
 static __always_inline int vm_refused(u64 vm) {
   u64 *tgid = vms.lookup(&vm);
   u32 pid = 0;
@@ -503,7 +512,7 @@ static __always_inline int on_eventfd_signal(u64 ctx) {
     v.device = f->device;
     flags = f->flag;
     contexts.update(&ctx, &v.device);
-  } else if (!contexts.lookup(&ctx)) {
+  } else if (!context_device(ctx)) {
     return 0;
   }
   v.aux = read32(ctx + OFF_eventfd_ctx_id);
@@ -513,7 +522,7 @@ static __always_inline int on_eventfd_signal(u64 ctx) {
 
 static __always_inline int on_eventfd_write(u64 file) {
   struct fields v = {.link = read64(file + OFF_file_private_data)};
-  if (!contexts.lookup(&v.link) || process_refused())
+  if (!context_device(v.link) || process_refused())
     return 0;
   v.aux = read32(v.link + OFF_eventfd_ctx_id);
   emit(KIND_EVENTFD_WRITE, 0, &v);
@@ -522,7 +531,7 @@ static __always_inline int on_eventfd_write(u64 file) {
 
 static __always_inline int on_eventfd_read_entry(u64 iocb) {
   struct fields v = {.link = read64(read64(iocb + OFF_kiocb_ki_filp) + OFF_file_private_data)};
-  if (!contexts.lookup(&v.link) || process_refused())
+  if (!context_device(v.link) || process_refused())
     return 0;
   v.aux = read32(v.link + OFF_eventfd_ctx_id);
   push(stack_make(), FLAG_IN_EVENTFD_READ, &v);
@@ -540,7 +549,7 @@ static __always_inline int on_eventfd_read_exit(u64 ret) {
 
 static __always_inline int irqfd_fields(u64 irqfd, struct fields *v) {
   v->arg1 = read64(irqfd + OFF_kvm_kernel_irqfd_eventfd);
-  u64 *vdev = contexts.lookup(&v->arg1);
+  u64 *vdev = context_device(v->arg1);
   if (!vdev)
     return 0;
   v->link = irqfd;
@@ -699,7 +708,7 @@ static __always_inline int on_kvm_irqfd_entry(u64 vm, u64 args) {
   v.arg0 = read32(args + 4);
   v.arg1 = read32(args + 8);
   v.link = context_of_fd(v.aux);
-  u64 *vdev = v.link ? contexts.lookup(&v.link) : 0;
+  u64 *vdev = v.link ? context_device(v.link) : 0;
   if (!vdev || vm_refused(vm))
     return 0;
   if (v.arg1 & 2) {

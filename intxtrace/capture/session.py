@@ -105,7 +105,8 @@ class Session:
         self.tables = Tables()
         self.counts = Counts()
         self._pending: list[Events] = []
-        self._vm_ids: dict[int, int] = {}
+        self._vm_ids: dict[int, int | None] = {}
+        """By process: the row of its VM, None for one that is not wanted."""
         self._vm_started: dict[int, int | None] = {}
         self._device_ids: dict[str, int] = {}
         self._binaries: dict[tuple[int, int], tuple[str, str]] = {}
@@ -189,27 +190,26 @@ class Session:
         self._note(_event(Kind.PROBE, now, aux=row.id, value=1) for row in rows if row.state == "attached")
         self._binaries[identity] = (binary.version or "", binary.build_id or "")
 
-    def _meet(self, pid: int, one: host.Process | None = None) -> int:
-        """Learn of a VM; return its row."""
+    def _meet(self, pid: int, one: host.Process | None = None) -> int | None:
+        """Learn of a VM; return its row, or None if it is not wanted."""
         started = one.started if one else host.start_time(pid)
         if pid in self._vm_ids and self._vm_started[pid] == started:
             return self._vm_ids[pid]
         one = one or host.process(pid)
-        row = host.vm_row(len(self.tables.vms), one, pid)
-        self._vm_ids[pid] = row.id
         self._vm_started[pid] = started
+        if self._selection.vms or self._selection.pids:
+            if one is None or not self._selection.takes_vm(pid, one.name):
+                self._refuse_process(pid)
+                self._vm_ids[pid] = None
+                return None
+            self._allow(pid)
+        row = host.vm_row(len(self.tables.vms), one, pid)
         if one is not None:
-            wanted = self._selection.takes_vm(pid, one.name)
-            if self._selection.pids or self._selection.vms:
-                if wanted:
-                    self._allow(pid)
-                else:
-                    self._refuse_process(pid)
-            if wanted:
-                self._attach_binary(one.exe)
-                identity = _identity(one.exe)
-                if identity is not None:
-                    row.qemu_version, row.build_id = self._binaries.get(identity, ("", ""))
+            self._attach_binary(one.exe)
+            identity = _identity(one.exe)
+            if identity is not None:
+                row.qemu_version, row.build_id = self._binaries.get(identity, ("", ""))
+        self._vm_ids[pid] = row.id
         self.tables.vms.append(row)
         return row.id
 
@@ -237,15 +237,17 @@ class Session:
             if event["kind"] == Kind.VM:
                 if event["value"] != 1:
                     continue
-                pid = int(event["aux"])
-                events["aux"][index] = self._meet(pid)
-                if pid in self._refused.tgids:
+                row = self._meet(int(event["aux"]))
+                if row is None:
                     self._refused.vms.add(int(event["vm"]))
+                else:
+                    events["aux"][index] = row
             else:
                 self._learn_device(events, int(index))
-        for index in np.flatnonzero((kinds == Kind.HANDLER_ENTRY) & (events["arg0"] != 0)):
-            self._host_irq(int(events["device"][index]), int(events["arg0"][index]))
-        if self._refused.tgids or self._refused.devices:
+        handled = events[kinds == Kind.HANDLER_ENTRY]
+        for index in np.unique(handled["device"], return_index=True)[1]:
+            self._host_irq(int(handled["device"][index]), int(handled["arg0"][index]))
+        if self._refused.tgids or self._refused.vms or self._refused.devices:
             events = self._without_refused(events)
         return events
 
@@ -253,14 +255,16 @@ class Session:
         event = events[index]
         bdf = format_address(int(event["arg0"]))
         vdev = int(event["device"])
-        owner = int(event["tgid"])
+        holders = [one for one in host.processes() if bdf in one.devices]
         wanted = self._selection.takes_device(bdf)
-        if wanted and (self._selection.vms or self._selection.pids):
-            holders = [one for one in host.processes() if bdf in one.devices]
+        if not wanted:
+            self._probes.bpf[b"refused_addresses"][ct.c_uint32(parse_address(bdf))] = ct.c_uint32(1)
+        elif self._selection.vms or self._selection.pids:
+            # Another VM may get the device next: the refusal goes with the vdev, which is asked about again at each
+            # set-up of its INTx.
             wanted = any(self._selection.takes_vm(one.pid, one.name) for one in holders) or not holders
         if not wanted:
             self._refused.devices.add(vdev)
-            self._probes.bpf[b"refused_addresses"][ct.c_uint32(parse_address(bdf))] = ct.c_uint32(1)
             table = self._probes.bpf[b"devices"]
             with contextlib.suppress(KeyError):
                 leaf = table[ct.c_uint64(vdev)]
@@ -271,12 +275,11 @@ class Session:
         row = self._device(bdf)
         events["aux"][index] = row
         self._rows_by_vdev[vdev] = row
-        if owner in self._vm_ids:
-            self.tables.devices[row].vm_pid = owner
+        self.tables.devices[row].vm_pid = holders[0].pid if holders else None
 
     def _host_irq(self, vdev: int, irq: int) -> None:
         row = self._rows_by_vdev.get(vdev)
-        if row is not None and self.tables.devices[row].host_irq != irq:
+        if row is not None and irq:
             self.tables.devices[row].host_irq = irq
 
     def _without_refused(self, events: Events) -> Events:
@@ -327,7 +330,9 @@ class Session:
             if host.start_time(pid) != self._vm_started[pid]:
                 del self._vm_ids[pid]
                 for vm in self._vms_of(pid):
-                    self._note([_event(Kind.VM, now, aux=row, vm=vm, tgid=pid)])
+                    self._refused.vms.discard(vm)
+                    if row is not None:
+                        self._note([_event(Kind.VM, now, aux=row, vm=vm, tgid=pid)])
 
     def _vms_of(self, pid: int) -> list[int]:
         """The KVM objects that a process made; forgets them."""

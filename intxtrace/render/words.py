@@ -24,8 +24,9 @@ OUTCOMES = {
 LEVELS = {"good": "fast path", "note": "worth a look", "bad": "flood", "unknown": "no verdict"}
 
 REASONS = {
-    "unmeasured": "complete, but with no masked time: it is not known when they were raised (the line rose while "
-    "masked), or the recording has no clock",
+    "unmeasured": "complete, but with no masked time of their own: their unmask found the line still asserted (the "
+    "resignal that followed carries the time on), or nobody knows when they were raised (the line rose while masked), "
+    "or the recording has no clock",
 }
 
 DEFINITIONS = (

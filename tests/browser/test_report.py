@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, ViewportSize, sync_playwright
 
+from intxtrace.__main__ import main
 from intxtrace.analysis import analyse
 from intxtrace.render.html import write_report
 from tests.frames_sample import HOSTILE, MARKUP, sample, sample_metadata, tables
@@ -36,6 +37,14 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         made[name] = folder / f"{name}.html"
         made[name].write_text(write_report(found), "utf-8")
     return made
+
+
+@pytest.fixture(params=sorted((Path(__file__).parents[1] / "traces").glob("*.intx")), ids=lambda path: path.stem)
+def recorded(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """The report that the command writes of a real recording."""
+    page = tmp_path / "report.html"
+    assert main(["report", str(request.param), "-o", str(page)]) == 0
+    return page
 
 
 @dataclass
@@ -66,6 +75,15 @@ def test_page_draws_without_a_word_and_without_a_request(
     assert opened.messages == []
     assert [url for url in opened.requests if not url.startswith("data:")] == [reports["plain"].as_uri()]
     assert opened.page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_a_real_recording_draws(browser: Browser, recorded: Path) -> None:
+    opened = open_report(browser, recorded)
+    assert opened.messages == []
+    assert opened.requests == [recorded.as_uri()]
+    plots = opened.page.query_selector_all("[data-figure]")
+    assert len(plots) == 3
+    assert all(int(plot.get_attribute("data-drawn")) > 0 for plot in plots)
 
 
 def test_figures_are_filled(browser: Browser, reports: dict[str, Path]) -> None:

@@ -203,7 +203,8 @@ def run_guest(
             interval=interval,
         )
         write_initramfs(work / "initramfs", init, modules)
-        argv = _argv(path, bdf, kernel, work, qemu, options)
+        (work / "vmlinuz").symlink_to(kernel.image)
+        argv = _argv(path, bdf, qemu, options)
         try:
             truth = _run(argv, path, out.name, bdf, irq, kernel, work, qemu)
         finally:
@@ -214,17 +215,18 @@ def run_guest(
     return truth
 
 
-def _argv(path: str, bdf: str, kernel: Kernel, work: Path, qemu: str, options: tuple[str, ...]) -> list[str]:
+def _argv(path: str, bdf: str, qemu: str, options: tuple[str, ...]) -> list[str]:
+    """QEMU's command line, for the folder of the guest: recordings keep it, so it names no folder of this machine."""
     machine, device = PATHS[path]
     return [
         qemu, "-name", f"guest=lab-{path},debug-threads=on", "-nodefaults", "-no-user-config", "-no-reboot",
         "-display", "none", "-accel", "kvm", "-cpu", "host", "-M", f"q35,{machine}",
         "-smp", "1", "-m", "256M",
-        "-kernel", str(kernel.image), "-initrd", str(work / "initramfs"),
+        "-kernel", "vmlinuz", "-initrd", "initramfs",
         "-append", GUEST_COMMAND_LINE,
         "-device", f"vfio-pci,host={bdf},addr=0x5,rombar=0{device}", "-serial", "stdio",
         "-trace", "vfio_*intx*", "-trace", "kvm_resample_fd_notify", "-msg", "timestamp=on",
-        "-D", str(work / "qemu.log"), *options,
+        "-D", "qemu.log", *options,
     ]  # fmt: skip
 
 
@@ -233,7 +235,7 @@ def _run(argv: list[str], path: str, name: str, bdf: str, irq: int, kernel: Kern
     before = host_count(irq)
     begun_at = time.monotonic_ns()
     with (work / "qemu.stderr").open("wb") as stderr, (work / "serial.log").open("wb") as serial:
-        process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr)
+        process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, cwd=work)
         try:
             console = _Console(process, serial)
             console.wait("@@ up", BOOT_SECONDS)

@@ -42,9 +42,9 @@ class Recorder:
     each: bool = True
 
 
-def recorder_of_this_checkout(*, each: bool) -> Recorder:
+def recorder_of_this_checkout(*options: str, each: bool) -> Recorder:
     """`intxtrace record`, as it stands in this checkout."""
-    argv = [sys.executable, "-m", "intxtrace", "record", "--wait", "-o", "{out}/trace.intx"]
+    argv = [sys.executable, "-m", "intxtrace", "record", "--wait", "-o", "{out}/trace.intx", *options]
     return Recorder(argv, "recording to", each)
 
 
@@ -56,6 +56,7 @@ class Scenario:
     pings: int = 10
     interval: float = 0.2
     recorder: Recorder | None = None
+    beside: Recorder | None = None  # another one at the same time, around all guests, in the folder `beside`
     options: list[str] = field(default_factory=list)  # further QEMU arguments for every guest
 
 
@@ -100,11 +101,11 @@ def run_scenario(
 def play(out: Path) -> None:
     """L1: run the guests that `out`/scenario.json names."""
     described = json.loads((out / "scenario.json").read_text())
-    recorder = described.pop("recorder")
-    scenario = Scenario(**described, recorder=Recorder(**recorder) if recorder else None)
+    recorders = {name: Recorder(**described[name]) if described[name] else None for name in ("recorder", "beside")}
+    scenario = Scenario(**{**described, **recorders})
     around_all = scenario.recorder if scenario.recorder and not scenario.recorder.each else None
     around_each = scenario.recorder if scenario.recorder and scenario.recorder.each else None
-    with _recording_by(around_all, out / "recording"):
+    with _recording_by(around_all, out / "recording"), _recording_by(scenario.beside, out / "beside"):
         for path, name in zip(scenario.paths, _names(scenario), strict=True):
             with _recording_by(around_each, out / name / "recording"):
                 options = tuple(scenario.options)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import intxtrace
+from intxtrace.events import STREAM_KINDS
 from tests.lab.compare import compare, show
 from tests.lab.guest import PATHS
 from tests.lab.scenario import Scenario, ScenarioResult, recorder_of_this_checkout, run_scenario
@@ -14,9 +15,16 @@ from tests.lab.scenario import Scenario, ScenarioResult, recorder_of_this_checko
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(1500)]
 
 
+CHOSEN = "lab-userspace"
+
+
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> ScenarioResult:
-    scenario = Scenario(list(PATHS), recorder=recorder_of_this_checkout(each=False))
+    scenario = Scenario(
+        list(PATHS),
+        recorder=recorder_of_this_checkout(each=False),
+        beside=recorder_of_this_checkout("--vm", CHOSEN, "--bar", "all", each=False),
+    )
     return run_scenario(scenario, tmp_path_factory.mktemp("lab"), "6.1", timeout=1200)
 
 
@@ -55,3 +63,19 @@ def test_the_states_tell_the_path(lab: ScenarioResult) -> None:
         mine = states[states["vm"] == truth.vm]
         longest = (mine["end_at"] - mine["begin_at"]).groupby(mine["state"]).sum().drop("off", errors="ignore")
         assert longest.idxmax() == truth.path
+
+
+def test_a_recorder_of_one_vm_sees_that_vm_alone_and_all_of_it(
+    lab: ScenarioResult, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trace = intxtrace.open_trace(lab.folders[0].parent / "beside" / "trace.intx")
+    (truth,) = (truth for truth in lab.truths if truth.vm == CHOSEN)
+    rows = compare(trace.path, truth)
+    with capsys.disabled():
+        print("\n" + show(f"{truth.name}, recorded with --vm {CHOSEN} --bar all", rows))
+    assert [row for row in rows if not row.holds] == []
+    assert set(trace.interrupts["vm"]) == {CHOSEN}
+    assert [vm.name for vm in trace.tables.vms] == [CHOSEN]
+    of_the_probes = trace.events[~trace.events["kind"].isin(STREAM_KINDS)]
+    outside = of_the_probes[~of_the_probes["ts"].between(truth.begun_at, truth.ended_at)]
+    assert outside["kind_name"].tolist() == []

@@ -1,4 +1,7 @@
-"""Events a second that the reconstructor takes on one core: `python -m tests.benchmarks.reconstruct [MILLIONS]`."""
+"""Events a second that the reconstructor takes on one core.
+
+Run: python -m tests.benchmarks.bench_reconstruct [MILLIONS]
+"""
 
 from __future__ import annotations
 
