@@ -28,12 +28,14 @@ struct frame {
 };
 #define DEPTH 4
 struct stack {
+  u64 qemu;                  /* the VFIODevice that this task served last in QEMU */
   u32 depth;
   u32 serving;               /* QEMU's main loop: 1 in vfio_intx_interrupt, 2 it read a known eventfd */
   u64 pulse_vm, pulse_gsi;   /* an irqfd without resampler was woken: the MSI that follows is its injection */
   struct frame frames[DEPTH];
 };
-struct bar_key {
+/* A VFIODevice in a QEMU process. */
+struct qemu_key {
   u64 device;
   u64 tgid;
 };
@@ -64,6 +66,7 @@ BPF_PERCPU_ARRAY(losses, struct loss, 64);
 BPF_HASH(devices, u64, struct device, 1024);
 BPF_HASH(refused_addresses, u32, u32, 1024);
 BPF_HASH(refused_tgids, u32, u32, 4096);
+BPF_HASH(refused_qemu, struct qemu_key, u32, 4096);
 BPF_HASH(contexts, u64, u64, 4096);
 BPF_HASH(lines, struct line, u64, 4096);
 BPF_HASH(gsis, u32, u32, 4096);
@@ -72,7 +75,7 @@ BPF_HASH(vm_of, u32, u64, 1024);
 BPF_HASH(vectors, struct vector_key, u64, 4096);
 BPF_TABLE("lru_hash", u64, struct stack, stacks, 16384);
 BPF_ARRAY(empty_stack, struct stack, 1);
-BPF_HASH(bars, struct bar_key, struct bar_count, 4096);
+BPF_HASH(bars, struct qemu_key, struct bar_count, 4096);
 BPF_HASH(offsets, struct offset_key, u64, 65536);
 BPF_ARRAY(binaries, struct binary, 64);
 
@@ -290,6 +293,25 @@ static __always_inline int process_refused(void) {
   return refused_tgids.lookup(&tgid) != 0;
 }
 
+static __always_inline int qemu_refused(u64 device) {
+  struct qemu_key key = {.device = device, .tgid = bpf_get_current_pid_tgid() >> 32};
+  return process_refused() || refused_qemu.lookup(&key) != 0;
+}
+
+/* QEMU calls the ioctl for the VFIODevice whose function this task ran last: it is refused or taken with its vdev. */
+static __always_inline void qemu_judge(int refused) {
+  u64 key = stack_key();
+  struct stack *s = stacks.lookup(&key);
+  if (!s || !s->qemu)
+    return;
+  struct qemu_key device = {.device = s->qemu, .tgid = bpf_get_current_pid_tgid() >> 32};
+  u32 one = 1;
+  if (refused)
+    refused_qemu.update(&device, &one);
+  else
+    refused_qemu.delete(&device);
+}
+
 static __always_inline void line_learn(u64 vm, u64 gsi) {
   struct line l = {.vm = vm, .gsi = gsi};
   u64 one = 1;
@@ -430,6 +452,7 @@ static __always_inline int on_set_irqs_entry(u64 vdev, u64 flags, u64 index, u64
   } else {
     d = device_of(vdev, 0);
   }
+  qemu_judge(!d);
   if (!d)
     return 0;
   struct fields v = {.device = vdev, .arg0 = (u32)flags};
@@ -842,8 +865,11 @@ static __always_inline struct binary *this_binary(void) {
 }
 
 static __always_inline int qemu_event(u32 kind, u64 device) {
-  if (process_refused())
+  if (qemu_refused(device))
     return 0;
+  struct stack *s = stack_make();
+  if (s)
+    s->qemu = device;
   struct fields v = {.device = device};
   emit(kind, 0, &v);
   return 0;
@@ -857,11 +883,11 @@ static __always_inline int qemu_pci_event(u64 pci_device, u32 kind) {
 
 static __always_inline int on_qemu_interrupt(u64 pci_device) {
   struct binary *b = this_binary();
-  if (!b || process_refused())
+  if (!b || qemu_refused(pci_device + b->device))
     return 0;
   struct fields v = {.device = pci_device + b->device};
 #if COUNT_BAR_ACCESS
-  struct bar_key key = {.device = v.device, .tgid = bpf_get_current_pid_tgid() >> 32};
+  struct qemu_key key = {.device = v.device, .tgid = bpf_get_current_pid_tgid() >> 32};
   struct bar_count *c = bars.lookup(&key);
   if (c) {
     struct fields n = {.device = v.device, .arg0 = c->reads, .arg1 = c->writes};
@@ -887,10 +913,10 @@ static __always_inline int on_qemu_eoi(u64 device) {
 }
 
 static __always_inline int on_qemu_region(u64 region, u64 offset, u64 data, u32 size, u32 write) {
-  if (process_refused())
-    return 0;
   struct fields v = {.link = region, .arg0 = offset, .arg1 = data, .value = size};
   v.device = read_user64(region);
+  if (qemu_refused(v.device))
+    return 0;
   v.aux = read_user8(region + 0x30); /* VFIORegion.nr, QEMU 4.0 to 11.1 */
 #if COUNT_BAR_ACCESS
   u64 tgid = bpf_get_current_pid_tgid() >> 32;
@@ -900,7 +926,7 @@ static __always_inline int on_qemu_region(u64 region, u64 offset, u64 data, u32 
   u64 *n = offsets.lookup_or_try_init(&at, &zero);
   if (n)
     lock_xadd(n, 1);
-  struct bar_key key = {.device = v.device, .tgid = tgid};
+  struct qemu_key key = {.device = v.device, .tgid = tgid};
   struct bar_count made = {.fresh = 1};
   struct bar_count *c = bars.lookup_or_try_init(&key, &made);
   if (!c)
@@ -926,10 +952,10 @@ static __always_inline int on_qemu_region_write(u64 region, u64 offset, u64 data
 }
 
 static __always_inline int on_qemu_mmaps(u64 region, u64 enabled) {
-  if (process_refused())
-    return 0;
   struct fields v = {.link = region, .value = (u8)enabled};
   v.device = read_user64(region);
+  if (qemu_refused(v.device))
+    return 0;
   v.aux = read_user8(region + 0x30);
   emit(KIND_QEMU_MMAPS, 0, &v);
   return 0;

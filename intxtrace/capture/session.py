@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from intxtrace.capture import host
 from intxtrace.capture.program import DEFAULT_RING_BYTES, Probes
@@ -244,6 +245,10 @@ class Session:
                     events["aux"][index] = row
             else:
                 self._learn_device(events, int(index))
+        if self._selection.vms or self._selection.pids:
+            # A new VM shows itself by its QEMU before KVM or vfio name it.
+            for pid in np.unique(events["tgid"][_by_process(events)]).tolist():
+                self._meet(pid)
         handled = events[kinds == Kind.HANDLER_ENTRY]
         for index in np.unique(handled["device"], return_index=True)[1]:
             self._host_irq(int(handled["device"][index]), int(handled["arg0"][index]))
@@ -284,18 +289,12 @@ class Session:
 
     def _without_refused(self, events: Events) -> Events:
         keep = np.ones(len(events), bool)
-        qemu = (events["kind"] >= Kind.QEMU_INTERRUPT) & (events["kind"] <= Kind.QEMU_RESAMPLE_NOTIFY)
         for name, values in (("vm", self._refused.vms), ("device", self._refused.devices)):
             if values:
                 keep &= ~np.isin(events[name], np.fromiter(values, np.uint64, len(values)))
         if self._refused.tgids:
             tgids = np.fromiter(self._refused.tgids, np.uint32, len(self._refused.tgids))
-            # In a handler the current task is whoever was interrupted: only calls made by the process itself count.
-            by_process = qemu | np.isin(
-                events["kind"],
-                [Kind.SET_IRQS_ENTRY, Kind.SET_IRQS_EXIT, Kind.KVM_IRQFD_ENTRY, Kind.KVM_IRQFD_EXIT, Kind.EVENTFD_READ],
-            )
-            keep &= ~(by_process & np.isin(events["tgid"], tgids))
+            keep &= ~(_by_process(events) & np.isin(events["tgid"], tgids))
         return events[keep]
 
     # ---- the stream
@@ -397,6 +396,17 @@ class Session:
                             )
                         ]
                     )
+
+
+_OF_A_PROCESS = [
+    *(kind for kind in Kind if Kind.QEMU_INTERRUPT <= kind <= Kind.QEMU_RESAMPLE_NOTIFY),
+    *(Kind.SET_IRQS_ENTRY, Kind.SET_IRQS_EXIT, Kind.KVM_IRQFD_ENTRY, Kind.KVM_IRQFD_EXIT, Kind.EVENTFD_READ),
+]
+
+
+def _by_process(events: Events) -> npt.NDArray[np.bool_]:
+    """Whose current task is the VM's process, and not whoever an interrupt found running."""
+    return np.isin(events["kind"], _OF_A_PROCESS)
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
