@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from intxtrace import frames
 from intxtrace.events import RECORD, Kind
@@ -17,6 +17,12 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from intxtrace.reconstruct import Result
+    from intxtrace.reconstruct.state import Events
+
+E = TypeVar("E", bound="Events")
+
+_EVENTS_A_RESULT = 1 << 19
+"""So many events make the rows of one result: a frame costs a millisecond, however short."""
 
 
 class Trace:
@@ -104,21 +110,30 @@ class Trace:
     def iter_events(self) -> Iterator[npt.NDArray[np.void]]:
         """Hand out the events batch by batch, as arrays of dtype `events.RECORD`, in bounded memory."""
         with TraceReader(self.path) as reader:
-            yield from self._read(reader)
+            yield from self._watched(reader, (events for events, _ in reader.iter_batches()))
 
     def iter_results(self) -> Iterator[Result]:
         """Hand out interrupts, states and counters as they close, batch by batch, in bounded memory."""
         from intxtrace.reconstruct import Reconstructor
 
         with TraceReader(self.path) as reader:
-            reconstructor = Reconstructor(reader.tables, clock_orders_only=self.metadata.clock == "none")
-            for events in self._read(reader):
-                yield reconstructor.feed(events)
+            reconstructor = Reconstructor(
+                reader.tables, clock_orders_only=self.metadata.clock == "none", expected=self.event_count
+            )
+            taken = 0
+            for columns in self._watched(reader, reader.iter_columns()):
+                reconstructor.take(columns)
+                taken += len(columns["ts"])
+                if taken >= _EVENTS_A_RESULT:
+                    taken = 0
+                    yield reconstructor.closed()
+            yield reconstructor.closed()
             yield reconstructor.finish()
 
-    def _read(self, reader: TraceReader) -> Iterator[npt.NDArray[np.void]]:
+    def _watched(self, reader: TraceReader, batches: Iterator[E]) -> Iterator[E]:
+        """Note how far the reader has come, in bytes and in time."""
         self.first_at = self.last_at = None
-        for events, _ in reader.iter_batches():
+        for events in batches:
             first, last = int(events["ts"].min()), int(events["ts"].max())
             self.first_at = first if self.first_at is None else min(first, self.first_at)
             self.last_at = last if self.last_at is None else max(last, self.last_at)

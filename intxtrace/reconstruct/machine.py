@@ -107,7 +107,7 @@ from intxtrace.reconstruct.vocabulary import (
 
 
 def has_room(s: State) -> bool:
-    """Whether every table can take what one event may add; `state.grown` makes room."""
+    """Whether every table can take what one event may add; `state.with_room` makes it."""
     m = s.machine[0]
     room: bool = (
         m.n_devices + ROOM <= len(s.devices)
@@ -115,9 +115,9 @@ def has_room(s: State) -> bool:
         and m.n_lines + ROOM <= len(s.lines)
         and m.n_tasks + ROOM <= len(s.tasks)
         and m.n_interrupts + ROOM <= len(s.interrupts)
-        and m.n_probes <= len(s.probes)
+        and m.n_probes + ROOM <= len(s.probes)
         and m.n_bars + ROOM <= len(s.bars)
-        and 2 * (m.n_slots + ROOM) <= len(s.slots)
+        and 2 * (m.n_slots + ROOM) <= m.slot_rows
         and m.out_interrupts + m.n_live + ROOM <= len(s.interrupt_rows)
         and m.out_states + 4 * m.n_devices + ROOM <= len(s.state_rows)
         and m.out_counters + 9 * m.n_devices + m.n_bars + ROOM <= len(s.counter_rows)
