@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 E = TypeVar("E", bound="Events")
 
-_EVENTS_A_RESULT = 1 << 19
+_EVENTS_A_RESULT = 1 << 20
 """So many events make the rows of one result: a frame costs a millisecond, however short."""
 
 

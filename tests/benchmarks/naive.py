@@ -1,8 +1,8 @@
 """The peer of the reconstructor's benchmarks: what an analyst would write in pandas over the same events.
 
 For each claimed handler call it finds the signal and the next unmask of that device, and the next injection and guest
-EOI of that device's VM; it counts handler calls by second, and takes percentiles. It knows no path, origin, outcome, resignal,
-coalescing, loss, thread or GSI, and it holds the whole trace.
+EOI of that device's VM; it counts handler calls by second, and takes percentiles. It knows no path, origin, outcome,
+resignal, coalescing, loss, thread or GSI, and it holds the whole trace.
 """
 
 from __future__ import annotations
