@@ -94,7 +94,7 @@ def _record(
     from intxtrace.trace.writer import TraceWriter
 
     for row in session.tables.probes:
-        if row.state == "missing" and row.reason and not row.optional:
+        if row.standing == "missing" and row.reason:
             say(f"not traced: {row.name}: {row.reason}")
     child: subprocess.Popen[bytes] | None = None
     with TraceWriter(output, Metadata.of_this_host(["intxtrace", *sys.argv[1:]]), force) as writer:

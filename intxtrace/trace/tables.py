@@ -51,6 +51,11 @@ class Probe(Row):
     optional: bool = False
     """Kernels without what it watches are normal."""
 
+    @property
+    def standing(self) -> str:
+        """Its state, with `absent` for one that is missing because this kernel has no need of it."""
+        return "absent" if self.optional and self.state == "missing" else self.state
+
 
 @dataclass
 class Vm(Row):
