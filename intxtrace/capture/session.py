@@ -125,15 +125,12 @@ class Session:
         try:
             self.tables.probes = self._probes.table
             self._check_probes()
+            self._note_attached(self.tables.probes)
             self._drain = Drain(open_ring(self._probes.bpf, ring_bytes))
             for one in running:
                 self._meet(one.pid, one)
             for path in host.installed_qemu():
                 self._attach_binary(path)
-            now = time.monotonic_ns()
-            self._note(
-                _event(Kind.PROBE, now, aux=row.id, value=1) for row in self.tables.probes if row.state != "missing"
-            )
         except BaseException:
             self._probes.close()
             raise
@@ -166,12 +163,17 @@ class Session:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._drain.close()
         self._probes.close()
 
     # ---- events of our own
 
     def _note(self, events: Iterable[Events]) -> None:
         self._pending.extend(events)
+
+    def _note_attached(self, rows: Iterable[Probe]) -> None:
+        now = time.monotonic_ns()
+        self._note(_event(Kind.PROBE, now, aux=row.id, value=1) for row in rows if row.state != "missing")
 
     # ---- VMs, binaries, devices
 
@@ -186,9 +188,7 @@ class Session:
             self._say(f"QEMU's functions are not traced: {error}")
             self.tables.probes.append(Probe(len(self.tables.probes), name="qemu", target=str(path), reason=str(error)))
             return
-        rows = self._probes.attach_qemu(binary)
-        now = time.monotonic_ns()
-        self._note(_event(Kind.PROBE, now, aux=row.id, value=1) for row in rows if row.state == "attached")
+        self._note_attached(self._probes.attach_qemu(binary))
         self._binaries[identity] = (binary.version or "", binary.build_id or "")
 
     def _meet(self, pid: int, one: host.Process | None = None) -> int | None:

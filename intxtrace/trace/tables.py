@@ -67,6 +67,7 @@ class Vm(Row):
     qemu_version: str = ""
     build_id: str = ""
     command_line: list[str] = field(default_factory=list)
+    """What QEMU's command line says of interrupts; the rest of it is not recorded."""
     devices: list[str] = field(default_factory=list)
     """BDFs of its vfio devices."""
 
