@@ -56,13 +56,9 @@ struct binary {
   u64 device; /* offset of VFIODevice in VFIOPCIDevice */
   u64 pending; /* offset of the pending flag from the EOI function's argument, 0: every call is real */
 };
-struct loss {
-  u64 count;
-  u64 first;
-};
-
 BPF_RINGBUF_OUTPUT(events, RING_PAGES);
-BPF_PERCPU_ARRAY(losses, struct loss, 64);
+BPF_PERCPU_ARRAY(losses, u64, 64); /* by kind */
+BPF_ARRAY(lost_total, u64, 1);
 BPF_HASH(devices, u64, struct device, 1024);
 BPF_HASH(refused_addresses, u32, u32, 1024);
 BPF_HASH(refused_tgids, u32, u32, 4096);
@@ -76,7 +72,7 @@ BPF_HASH(vectors, struct vector_key, u64, 4096);
 BPF_TABLE("lru_hash", u64, struct stack, stacks, 16384);
 BPF_ARRAY(empty_stack, struct stack, 1);
 BPF_HASH(bars, struct qemu_key, struct bar_count, 4096);
-BPF_HASH(offsets, struct offset_key, u64, 65536);
+BPF_HASH(offsets, struct offset_key, u64, 8192); /* full: accesses at further offsets are in the totals alone */
 BPF_ARRAY(binaries, struct binary, 64);
 
 struct fields {
@@ -88,12 +84,11 @@ struct fields {
 static __always_inline void emit(u32 kind, u32 flags, const struct fields *f) {
   struct record *r = events.ringbuf_reserve(sizeof(struct record));
   if (!r) {
-    int slot = kind & 63;
-    struct loss *l = losses.lookup(&slot);
-    if (l) {
-      if (!l->count)
-        l->first = bpf_ktime_get_ns();
-      l->count++;
+    int slot = kind & 63, zero = 0;
+    u64 *n = losses.lookup(&slot), *total = lost_total.lookup(&zero);
+    if (n && total) {
+      ++*n;
+      lock_xadd(total, 1);
     }
     return;
   }
@@ -253,7 +248,13 @@ static __always_inline struct device *device_make(u64 vdev, u64 irq) {
   return devices.lookup(&vdev);
 }
 
-/* The traced device behind a vdev, or nothing. */
+static __always_inline int device_refused(u64 vdev) {
+  struct device *d = devices.lookup(&vdev);
+  return d && d->refused;
+}
+
+/* The traced device behind a vdev, or nothing. Made where a device shows itself first; elsewhere its code would only
+ * make compiling slower. */
 static __always_inline struct device *device_of(u64 vdev, u64 irq) {
   struct device *d = devices.lookup(&vdev);
   if (!d)
@@ -272,20 +273,30 @@ static __always_inline u64 *context_device(u64 ctx) {
 
 static __always_inline int vm_refused(u64 vm) {
   u64 *tgid = vms.lookup(&vm);
-  u32 pid = 0;
-  if (!tgid) {
-    /* kvm->userspace_pid: the process that created the VM. */
-    u64 made = pid = read32(vm + OFF_kvm_userspace_pid);
+  if (!tgid)
+    return 0;
+  u32 pid = *tgid;
+  return refused_tgids.lookup(&pid) != 0;
+}
+
+/* The same, where a VM first shows that it has a line of ours. */
+static __always_inline int vm_meet(u64 vm) {
+  u32 pid;
+  u64 *tgid = vms.lookup(&vm);
+  if (tgid) {
+    pid = *tgid;
+  } else {
+    u64 made = pid = read32(vm + OFF_kvm_userspace_pid); /* the process that created it */
     vms.update(&vm, &made);
     vm_of.update(&pid, &vm);
-    if (!refused_tgids.lookup(&pid)) {
-      struct fields v = {.vm = vm, .value = 1, .aux = pid};
-      emit(KIND_VM, 0, &v);
-    }
-  } else {
-    pid = *tgid;
   }
-  return refused_tgids.lookup(&pid) != 0;
+  if (refused_tgids.lookup(&pid))
+    return 1;
+  if (!tgid) {
+    struct fields v = {.vm = vm, .value = 1, .aux = pid};
+    emit(KIND_VM, 0, &v);
+  }
+  return 0;
 }
 
 static __always_inline int process_refused(void) {
@@ -409,7 +420,7 @@ static __always_inline int on_enable_irq(u64 irq) {
 }
 
 static __always_inline int on_mask(u64 vdev, u32 by_ioctl) {
-  if (!device_of(vdev, 0))
+  if (device_refused(vdev))
     return 0;
   struct frame *f = innermost(stack_find());
   struct fields v = {.device = vdev, .aux = by_ioctl};
@@ -418,7 +429,7 @@ static __always_inline int on_mask(u64 vdev, u32 by_ioctl) {
 }
 
 static __always_inline int on_config_unmask_entry(u64 vdev) {
-  if (!device_of(vdev, 0))
+  if (device_refused(vdev))
     return 0;
   struct stack *s = stack_make();
   struct frame *outer = innermost(s);
@@ -442,16 +453,16 @@ static __always_inline int on_config_unmask_exit(void) {
 static __always_inline int on_set_irqs_entry(u64 vdev, u64 flags, u64 index, u64 start, u64 count, u64 data) {
   if ((u32)index > 2) /* INTx, MSI, MSI-X */
     return 0;
-  struct device *d;
   int intx = (u32)index == 0;
-  if (intx && ((u32)flags & (SET_IRQS_DATA_EVENTFD | SET_IRQS_ACTION_TRIGGER)) ==
-                  (SET_IRQS_DATA_EVENTFD | SET_IRQS_ACTION_TRIGGER)) {
-    d = device_make(vdev, 0); /* anew: the address of a closed device may serve another one */
-    if (d && d->refused)
-      d = 0;
-  } else {
-    d = device_of(vdev, 0);
+  u32 enable = SET_IRQS_DATA_EVENTFD | SET_IRQS_ACTION_TRIGGER;
+  u64 trigger = 0;
+  if (intx && ((u32)flags & enable) == enable) {
+    struct device *before = devices.lookup(&vdev);
+    if (before)
+      trigger = before->trigger;
+    devices.delete(&vdev); /* it is looked at anew: the address of a closed device may serve another one */
   }
+  struct device *d = device_of(vdev, 0);
   qemu_judge(!d);
   if (!d)
     return 0;
@@ -463,8 +474,8 @@ static __always_inline int on_set_irqs_entry(u64 vdev, u64 flags, u64 index, u64
     if (intx && v.link) {
       contexts.update(&v.link, &vdev);
       if ((u32)flags & SET_IRQS_ACTION_TRIGGER) {
-        if (d->trigger && d->trigger != v.link)
-          contexts.delete(&d->trigger);
+        if (trigger && trigger != v.link)
+          contexts.delete(&trigger);
         d->trigger = v.link;
       }
     }
@@ -484,7 +495,7 @@ static __always_inline u64 virqfd_device(u64 virqfd) {
 #ifdef FN_vfio_pci_intx_unmask_handler
   if (read64(virqfd + OFF_virqfd_handler) != FN_vfio_pci_intx_unmask_handler)
     return 0;
-  return device_of(vdev, 0) ? vdev : 0;
+  return device_refused(vdev) ? 0 : vdev;
 #else
   struct device *d = devices.lookup(&vdev);
   return d && !d->refused ? vdev : 0;
@@ -580,18 +591,19 @@ static __always_inline int irqfd_fields(u64 irqfd, struct fields *v) {
   v->arg0 = read32(irqfd + OFF_kvm_kernel_irqfd_gsi);
   if (read64(irqfd + OFF_kvm_kernel_irqfd_resampler))
     v->link2 = read64(irqfd + OFF_kvm_kernel_irqfd_resamplefd);
-  if (v->link2)
-    contexts.update(&v->link2, vdev);
-  if (vm_refused(v->vm))
-    return 0;
-  line_learn(v->vm, v->arg0);
-  return 1;
+  return !vm_refused(v->vm);
 }
 
 static __always_inline int irqfd_woken(u64 irqfd, u32 key, u32 fallback) {
   struct fields v = {.value = key};
   if (!irqfd_fields(irqfd, &v))
     return 0;
+  if (vm_meet(v.vm))
+    return 0;
+  line_learn(v.vm, v.arg0);
+  u64 *vdev = contexts.lookup(&v.arg1);
+  if (vdev && v.link2)
+    contexts.update(&v.link2, vdev);
   struct stack *s = stack_find();
   struct frame *f = innermost(s);
   if (f)
@@ -648,7 +660,7 @@ static __always_inline int line_traced(u64 vm, u64 gsi, u64 source, u64 level) {
   if (line_known(vm, gsi))
     return !vm_refused(vm);
   struct stack *s = stack_find();
-  if (!s || s->serving != 2 || source || !level || vm_refused(vm))
+  if (!s || s->serving != 2 || source || !level || vm_meet(vm))
     return 0;
   line_learn(vm, gsi);
   return 1;
@@ -732,7 +744,7 @@ static __always_inline int on_kvm_irqfd_entry(u64 vm, u64 args) {
   v.arg1 = read32(args + 8);
   v.link = context_of_fd(v.aux);
   u64 *vdev = v.link ? context_device(v.link) : 0;
-  if (!vdev || vm_refused(vm))
+  if (!vdev || vm_meet(vm))
     return 0;
   if (v.arg1 & 2) {
     v.link2 = context_of_fd(read32(args + 12));
@@ -752,7 +764,7 @@ static __always_inline int on_kvm_irqfd_exit(u64 ret) {
 /* struct kvm_irq_level { irq, level }, already copied into the kernel. */
 static __always_inline int on_kvm_irq_line(u64 vm, u64 args) {
   struct fields v = {.vm = vm, .arg0 = read32(args), .value = read32(args + 4)};
-  if (line_traced(vm, v.arg0, 0, v.value))
+  if (line_known(vm, v.arg0) && !vm_refused(vm))
     emit(KIND_KVM_IRQ_LINE, 0, &v);
   return 0;
 }
