@@ -159,7 +159,7 @@ class Reconstructor:
                 at = run(block[0], batch, at, *pids)
 
     def finish(self) -> Result:
-        """Close what is in flight, as the trace ends here, and return the last rows."""
+        """Close what is in flight, as the trace ends here, and return the rows since `closed` was called last."""
         if self._finished:
             raise ValueError("finish() was called already")
         self._finished = True

@@ -379,7 +379,7 @@ def test_open_trace(trace: Path, stand_in: None) -> None:
     assert list(opened.states.columns) == list(frames.DEVICE_STATES)
     assert list(opened.counters.columns) == list(frames.COUNTERS)
     parts = list(opened.iter_interrupts())
-    assert [len(part) for part in parts] == [50, 1]
+    assert [len(part) for part in parts] == [51]
     assert opened.position > 0
 
 
