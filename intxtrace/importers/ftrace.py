@@ -300,7 +300,7 @@ class FtraceText:
         return wanted, held
 
     def _fall_back(self, r: Any, w: Any, ids: Any, kept: Mask, last: Any, before: Any) -> Mask:
-        """Take irq_handler_entry and _exit for a handler that no kprobe saw; return the entries whose end is to come."""
+        """Take irq_handler_entry and _exit for a handler that no kprobe saw; return the entries that wait for more."""
         entry, leave = ids == ID["irq_handler_entry"], ids == ID["irq_handler_exit"]
         waits = np.zeros(len(ids), np.bool_)
         if not entry.any():

@@ -1,8 +1,8 @@
 """Which events of an ftrace text are ours, and how their text becomes the fields of a record.
 
 Kprobes: the names of kernel-path recordings (`p:intx/handler vfio_intx_handler irq=%di dev=%si ...`). Their arguments
-are read by name, in any order, and others are skipped. Tracepoints: the kernel's own formats (include/trace/events/irq.h,
-kvm.h, workqueue.h and arch/x86/kvm/trace.h, 4.15 to 7.3).
+are read by name, in any order, and others are skipped. Tracepoints: the kernel's own formats
+(include/trace/events/irq.h, kvm.h, workqueue.h and arch/x86/kvm/trace.h, 4.15 to 7.3).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from intxtrace.events import INTX_INDEX, RECORD, Flag, Kind, Work
 from intxtrace.importers.ftrace_lines import MAX_NAME, Lines
-from intxtrace.importers.scan import Mask, Numbers, Offsets, Text, word
+from intxtrace.importers.scan import Mask, Numbers, Offsets, Text
 
 
 class Call(enum.IntEnum):
@@ -196,9 +196,7 @@ assert len(np.unique(_HASHES)) == len(SOURCES)
 def identify(text: Text, lines: Lines) -> npt.NDArray[np.int8]:
     """Return the event id of each line, -1 for what we do not know."""
     size = lines.name_end - lines.name
-    words = [
-        text.words[lines.name + begin] & _MASKS[np.clip(size - begin, 0, 8)] for begin in range(0, MAX_NAME, 8)
-    ]
+    words = [text.words[lines.name + begin] & _MASKS[np.clip(size - begin, 0, 8)] for begin in range(0, MAX_NAME, 8)]
     hashes = words[0] * _MIX[0] ^ words[1] * _MIX[1] ^ words[2] * _MIX[2]
     ids = _ORDER[np.minimum(np.searchsorted(_HASHES[_ORDER], hashes), len(SOURCES) - 1)]
     same = size <= MAX_NAME
@@ -250,6 +248,8 @@ def _finish(ids: npt.NDArray[np.int8], records: npt.NDArray[np.void], helpers: n
     rows = ids == ID["set_irqs"]
     both = (helpers["w0"][rows] & np.uint64(0xFFFF)) << np.uint64(16) | helpers["w8"][rows] << np.uint64(32)
     records["arg1"][rows] = records["arg1"][rows] & np.uint64(0xFFFF) | both
+    foreign = ((records["kind"] == Kind.WORK_QUEUED) | (records["kind"] == Kind.WORK_STARTED)) & (records["value"] == 0)
+    records["kind"][foreign] = 0  # somebody else's work
     # set_irq: level 0 of source 1 is irqfd_resampler_ack's (or the shutdown's, in a worker); level 0 of source 0 ends.
     lowers = (records["kind"] == Kind.KVM_SET_IRQ) & (records["value"] == 0)
     helpers["call"][lowers] = np.where(records["arg1"][lowers] == 1, Call.NESTED, Call.ENDS)
@@ -389,7 +389,7 @@ def _work(text: Text, struct: Offsets, function: Offsets, good: Mask) -> _Column
         after = function + len(name)
         ends = (text.bytes[after] == ord(" ")) | (text.bytes[after] == ord("\n"))
         value[text.has(function, name) & ends & good] = work
-    return {"link": pointer, "value": value}, good & (value != 0)
+    return {"link": pointer, "value": value}, good
 
 
 def _workqueue_queue_work(text: Text, lines: Lines, equals: Offsets) -> _Columns:
@@ -399,8 +399,7 @@ def _workqueue_queue_work(text: Text, lines: Lines, equals: Offsets) -> _Columns
     padded = np.append(equals, [len(text.bytes) - 16] * 2)
     function = padded[np.searchsorted(equals, at) + 1] + 1
     good &= (function < lines.end) & text.has(function - 10, b" function=")
-    columns, ours = _work(text, at + 12, function, good)
-    return columns, ours
+    return _work(text, at + 12, function, good)
 
 
 def _workqueue_execute_start(text: Text, lines: Lines, equals: Offsets) -> _Columns:
