@@ -92,6 +92,7 @@ class FtraceText:
         self._row_of_vdev: dict[int, int] = {}
         self._row_of_bdf: dict[int, int] = {}
         self._row_of_vm: dict[int, int] = {}
+        self._announced: dict[int, tuple[int, int, str, int | None]] = {}
         self._carried = np.zeros(0, RECORD), np.zeros(0, _WORKING)
         self._last_ts: dict[int, int] = {}
         self._found = False
@@ -505,8 +506,8 @@ class FtraceText:
     def _announce(self, add: Any, place: int, row: int, pointer: int, flags: int) -> None:
         device = self.tables.devices[row]
         known = (pointer, flags, device.bdf, device.host_irq)
-        if device.extra.get("announced") != list(known):
-            device.extra["announced"] = list(known)
+        if self._announced.get(row) != known:
+            self._announced[row] = known
             bdf = next((bdf for bdf, of in self._row_of_bdf.items() if of == row), -1)
             add(
                 place,

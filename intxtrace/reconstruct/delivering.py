@@ -20,6 +20,7 @@ from intxtrace.reconstruct.signalling import first_untaken, only_untaken, take
 from intxtrace.reconstruct.state import NULL, State
 from intxtrace.reconstruct.states import observe_path
 from intxtrace.reconstruct.vocabulary import (
+    APIC_ACCEPT,
     EPOLLIN,
     EVENTFD_READ,
     HYBRID,
@@ -30,6 +31,7 @@ from intxtrace.reconstruct.vocabulary import (
     KERNEL,
     KVM_ACK,
     KVM_SET_IRQ,
+    KVM_SET_IRQ_EXIT,
     NO_PATH,
     PIC_MASTER,
     QEMU_EOI,
@@ -244,7 +246,8 @@ def serves(s: State, d: int, i: int, gsi: int) -> bool:
     while j >= 0:
         y = s.interrupts[j]
         ended = y.eoi_at != NULL or (y.path != USERSPACE and y.acknowledged_at != NULL)
-        if j != i and y.injected_at != NULL and not ended and not y.fresh and gsi in (NULL, y.gsi):
+        delivered = not y.fresh or y.coalesced == 0
+        if j != i and y.injected_at != NULL and not ended and delivered and gsi in (NULL, y.gsi):
             return True
         j = y.next
     return False
@@ -266,6 +269,10 @@ def on_kvm_ack(s: State, e: Any) -> None:
         return
     d = s.lines[line].first
     while d >= 0:
+        judge_fresh(s, d)
+        d = s.devices[d].next_on_line
+    d = s.lines[line].first
+    while d >= 0:
         following = s.devices[d].next_on_line
         eoi_of_device(s, d, e.ts)
         hand_out_settled(s, d)
@@ -285,6 +292,23 @@ def gsi_of_pin(e: Any) -> int:
     return pin
 
 
+def judge_fresh(s: State, d: int) -> None:
+    """An EOI comes before kvm_set_irq is known to have returned: say what of it can be said.
+
+    The guest had nothing else to end, so this was delivered. Or something else was in service, and no return is
+    recorded, but what the local APIC accepts is: what it did not accept has merged (ioapic_service).
+    """
+    i = s.devices[d].head
+    while i >= 0:
+        x = s.interrupts[i]
+        if x.fresh and x.coalesced == NULL and x.injected_at != NULL and x.eoi_at == NULL:
+            if not in_service(s, i):
+                x.coalesced = 0
+            elif s.kinds[KVM_SET_IRQ_EXIT] == 0 and s.kinds[APIC_ACCEPT] > 0:
+                x.coalesced = 1
+        i = x.next
+
+
 def eoi_of_device(s: State, d: int, ts: int) -> None:
     """The guest's EOI reaches every interrupt of a device that was injected and has had none."""
     ends = False
@@ -295,9 +319,6 @@ def eoi_of_device(s: State, d: int, ts: int) -> None:
         if x.injected_at != NULL and x.eoi_at == NULL and not x.doomed:
             if x.path != USERSPACE:
                 x.eoi_at = ts
-                if x.fresh and x.coalesced == NULL and not in_service(s, i):
-                    # The guest was quicker than the return of kvm_set_irq, and it had nothing else to end.
-                    x.coalesced = 0
                 if x.acknowledged_at == NULL and not (x.path == KERNEL and s.kinds[RESAMPLER_ACK] > 0):
                     x.acknowledged_at = ts
             elif x.acknowledged_at != NULL:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from intxtrace.reconstruct.delivering import begin_injection, end_injection, eoi_of_device, gsi_of_pin
+from intxtrace.reconstruct.delivering import begin_injection, end_injection, eoi_of_device, gsi_of_pin, judge_fresh
 from intxtrace.reconstruct.ending import hand_out_settled
 from intxtrace.reconstruct.identity import find, known_device, put, task_of
 from intxtrace.reconstruct.masking import claim, raise_interrupt, refuse
@@ -103,6 +103,9 @@ def on_ack_of_unnamed_vm(s: State, e: Any) -> None:
     task.resampler_ack = 0
     task.acked = -1
     who = e.tgid if e.tgid != 0 else e.tid
+    for d in range(s.machine[0].n_devices):
+        if holds(s, d, gsi):
+            judge_fresh(s, d)
     deliveries = 0
     for d in range(s.machine[0].n_devices):
         deliveries += outstanding(s, d, gsi)
