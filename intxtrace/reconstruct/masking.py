@@ -93,18 +93,16 @@ def raise_headless(s: State, d: int, path: int) -> int:
     """Open an interrupt whose beginning is not in the trace: before it, or, once the device is known, missed."""
     i = raise_interrupt(s, d, NO_ORIGIN, NULL)
     s.interrupts[i].path = path
-    begin_is_missing(s, i)
+    begin_is_missing(s, i, s.devices[d].lost != 0 or s.devices[d].mask_known != 0)
     return i
 
 
-def begin_is_missing(s: State, i: int) -> None:
-    """The beginning of an interrupt is before the trace, or it was lost."""
-    x = s.interrupts[i]
-    device = s.devices[x.device]
-    if device.lost or device.mask_known:
-        x.lossy = 1
+def begin_is_missing(s: State, i: int, known: bool) -> None:
+    """The beginning of an interrupt is before the trace, or was lost if its device was known before."""
+    if known:
+        s.interrupts[i].lossy = 1
     else:
-        x.headless = 1
+        s.interrupts[i].headless = 1
 
 
 def on_handler_entry(s: State, e: Any) -> None:
@@ -164,9 +162,10 @@ def claim(s: State, d: int) -> int:
             # irqfd_resampler_ack has unmasked it, after an EOI that could not be told from another VM's.
             s.interrupts[before].unshown = 1
         device.masked_by = -1
+    known = device.lost != 0 or device.mask_known != 0
     i = raise_masked(s, d, HARDWARE, device.handler_at)
     if device.handler_at == NULL and s.kinds[HANDLER_ENTRY] > 0:
-        begin_is_missing(s, i)
+        begin_is_missing(s, i, known)
     device.lost = 0
     device.handler_interrupt = i
     hand_out_settled(s, d)
