@@ -2,7 +2,8 @@
 
 `tests/traces/kernel-texts.tar.xz` holds 188 recordings, KERNEL/SCENARIO, made on distribution kernels (Debian 5.10,
 6.1, 6.12, 7.2; Ubuntu 5.4, 6.8; `-excl`: vfio_pci.nointxmask=1, `-thr`: threadirqs) that ran as VFIO and KVM hosts in
-an emulated machine: one PCI `edu` device, or two, passed through to a tiny guest by a small VMM that plays one scenario.
+an emulated machine: one PCI `edu` device, or two, passed through to a tiny guest by a small VMM that plays one
+scenario.
 
 `Told` counts what a text tells with nothing but one regular expression and simple sums: no identity, no state machine.
 """

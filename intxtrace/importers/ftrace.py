@@ -260,6 +260,7 @@ class FtraceText:
         outer = np.where(begins, Call.NESTED, call[opener])
         outer[outer == Call.ENDS] = Call.NESTED
         real = (call == Call.NESTED) | (outer == Call.HANDLER)  # Another call begins: only a bracketed one is open.
+        real &= (r["kind"] != Kind.KVM_SET_IRQ) | (outer != Call.KVM_SET_IRQ)
         outer[~real] = Call.NESTED
         flags = FLAG_OF_CALL[outer]
         device = np.where(outer != Call.NESTED, r["device"][opener], 0)

@@ -159,6 +159,7 @@ SOURCES = (
 
 ID = {source.name: number for number, source in enumerate(SOURCES)}
 KIND = np.array([source.kind or 0 for source in SOURCES], np.uint16)
+FALLBACK = np.array([Flag.FALLBACK if source.fallback else 0 for source in SOURCES], np.uint32)
 CALL = np.array([source.call for source in SOURCES], np.int8)
 KPROBE = {"kvm_set_irq": "set_irq", "kvm_ack_irq": "acked_irq"}
 """Tracepoint -> the kprobe that tells more."""
@@ -215,6 +216,7 @@ def decode(text: Text, lines: Lines) -> Events:
     records["ts"], records["cpu"] = lines.ts, lines.cpu.astype(np.uint16)
     records["tid"], records["tgid"] = lines.tid.astype(np.uint32), lines.tgid.astype(np.uint32)
     records["kind"] = KIND[ids]
+    records["flags"] = FALLBACK[ids]
     helpers["call"] = CALL[ids]
     helpers["bdf"] = -1
     equals = text.find(b"=")
@@ -273,7 +275,7 @@ def _arguments(text: Text, lines: Lines, equals: Offsets, wanted: dict[str, str]
             break
         example = int(todo[0])
         line = text.data[int(lines.name_end[example]) : int(lines.end[example])]
-        order = {key.decode(): place for place, key in enumerate(re.findall(rb"([^\s=]*)=", line)[:24])}
+        order = {key.decode(errors="replace"): place for place, key in enumerate(re.findall(rb"([^\s=]*)=", line)[:24])}
         places = {name: order[key] for name, key in wanted.items() if key in order}
         fits = np.ones(len(todo), np.bool_)
         for name, key in wanted.items():

@@ -164,7 +164,12 @@ def test_userspace_path() -> None:
         t.raises(d, source=0, tid=100, level=0)
         t.point_ack(d)
     first, second = t.rows()
-    assert (first["path"], first["outcome"], second["path"], second["gsi"]) == ("userspace", "complete", "userspace", 16)
+    assert (first["path"], first["outcome"], second["path"], second["gsi"]) == (
+        "userspace",
+        "complete",
+        "userspace",
+        16,
+    )
     assert second["acknowledged_at"] == lowered
     assert second["eoi_at"] > lowered
 
