@@ -20,7 +20,11 @@ Read block by block, so memory is bounded by `BLOCK`; what the text does not say
 
 from __future__ import annotations
 
+import os
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -28,14 +32,17 @@ import numpy.typing as npt
 
 from intxtrace.errors import IntxtraceError
 from intxtrace.events import RECORD, Flag, Kind, SetIrqs, format_address
-from intxtrace.importers.ftrace_dialect import FLAG_OF_CALL, HELPERS, ID, KPROBE, SOURCES, Call, decode
-from intxtrace.importers.ftrace_lines import Gap, read
+from intxtrace.importers.ftrace_dialect import FLAG_OF_CALL, HELPERS, ID, KPROBE, SOURCES, Call, Events, decode
+from intxtrace.importers.ftrace_lines import Gap, Lines, read
 from intxtrace.importers.scan import Mask, Text
 from intxtrace.trace.metadata import Metadata
 from intxtrace.trace.tables import Device, Probe, Tables, Vm
 
-BLOCK = 4 << 20
-"""Bytes read at once: some 30,000 lines."""
+BLOCK = 2 << 20
+"""Bytes read at once: some 15,000 lines, whose columns stay in a CPU's cache."""
+
+WORKERS = min(os.cpu_count() or 1, 4)
+"""Threads that read columns."""
 
 MAX_CARRIED = 64
 """Events of one task that are kept for the next block, because a call is open in it."""
@@ -62,6 +69,24 @@ _VDEV_KINDS = tuple(
 )
 """Events whose `device` is a device whatever the kernel's version. A virqfd may be an ioeventfd's, but not with this
 probe's nested unmask; a wrong one would only have to equal a handler's pointer to do harm."""
+
+
+@dataclass(frozen=True)
+class _Block:
+    """What one block says by itself."""
+
+    count: int
+    """Lines."""
+    lines: Lines
+    gaps: list[Gap]
+    ticks_in_ns: bool
+    events: Events
+
+
+def _read(block: bytes) -> _Block:
+    text = Text(block)
+    lines, gaps, ticks = read(text)
+    return _Block(block.count(b"\n"), lines, gaps, ticks, decode(text, lines))
 
 
 class FtraceText:
@@ -98,7 +123,7 @@ class FtraceText:
         self._found = False
         self._ticks_in_ns = True
         first = self._block()
-        self._first: npt.NDArray[np.void] | None = self._events(first) if first else None
+        self._first: npt.NDArray[np.void] | None = self._events(_read(first)) if first else None
         if not self._found:
             raise IntxtraceError(
                 f"{name} is no ftrace text of a kernel-path recording: no line is one of its events; "
@@ -120,8 +145,18 @@ class FtraceText:
         if self._first is not None:
             yield self._first
             self._first = None
-        while block := self._block():
-            yield self._events(block)
+        # Reading the columns takes most of the time, needs nothing but the block, and numpy leaves the others run.
+        with ThreadPoolExecutor(WORKERS) as pool:
+            reading: deque[Future[_Block]] = deque()
+            more = True
+            while more or reading:
+                while more and len(reading) <= WORKERS:
+                    block = self._block()
+                    more = bool(block)
+                    if more:
+                        reading.append(pool.submit(_read, block))
+                if reading:
+                    yield self._events(reading.popleft().result())
 
     def _block(self) -> bytes:
         """Read the next whole lines."""
@@ -140,13 +175,12 @@ class FtraceText:
                 raise IntxtraceError("a line is longer than any that ftrace prints; this is no text")
             parts.append(part)
 
-    def _events(self, block: bytes) -> npt.NDArray[np.void]:
-        text = Text(block)
-        lines, gaps, ticks = read(text)
-        self._ticks_in_ns &= ticks
-        self.lines += block.count(b"\n")
+    def _events(self, block: _Block) -> npt.NDArray[np.void]:
+        """Turn a block into records; blocks come in order."""
+        lines, events = block.lines, block.events
+        self._ticks_in_ns &= block.ticks_in_ns
+        self.lines += block.count
         self._found |= bool(len(lines.at))
-        events = decode(text, lines)
         self.unreadable += events.unreadable
         records, work = events.records, np.zeros(len(events.id), _WORKING)
         for name in HELPERS.names or ():
@@ -160,6 +194,11 @@ class FtraceText:
         # Forced threading (threadirqs, PREEMPT_RT): irq_forced_thread_fn calls the handler in a thread of its own.
         self._threaded |= bool((events.lines.threaded & (is_handler | is_work)).any())
         self._see_probes(events.id)
+        # Doubles, where the kprobe is one of an earlier block. (`decode` leaves out those of its own block.)
+        for tracepoint, kprobe in KPROBE.items():
+            if ID[kprobe] in self._seen:
+                doubles = events.id == ID[tracepoint]
+                records["kind"][doubles], work["call"][doubles] = 0, Call.NESTED
         records = np.concatenate([self._carried[0], records])
         work = np.concatenate([self._carried[1], work])
         self._learn_devices(records, work)
@@ -168,7 +207,7 @@ class FtraceText:
         self._carry(records, work, order, held)
         wanted &= ~work["carried"]
         rows = np.flatnonzero(wanted & (records["kind"] != 0))
-        return self._with_stream_events(records[rows], work[rows], gaps, lines.at, lines.ts)
+        return self._with_stream_events(records[rows], work[rows], block.gaps, lines.at, lines.ts)
 
     # ---- what recorded it
 
@@ -242,13 +281,8 @@ class FtraceText:
             latest: npt.NDArray[np.int64] = np.maximum.accumulate(np.where(these | begins, place, 0))
             return latest
 
-        ids, call = w["id"], w["call"]
-        for tracepoint, kprobe in KPROBE.items():
-            if ID[kprobe] in self._seen:
-                doubles = ids == ID[tracepoint]
-                kept &= ~doubles
-                call[doubles] = Call.NESTED
-        waits |= self._fall_back(r, w, ids, kept, last, before)
+        ids, call = w["id"].copy(), w["call"].copy()  # contiguous, for speed
+        waits |= self._fall_back(r, w, ids, call, kept, last, before)
 
         # vfio_pci_intx_unmask: inside the ioctl its bracket serves, else it is the guest's, or power management's.
         asked = ids == ID["unmask_fn"]
@@ -267,7 +301,7 @@ class FtraceText:
         flags |= np.where(outer != Call.NESTED, r["flags"][opener] & np.uint32(Flag.SYNTHETIC), np.uint32(0))
 
         self._orphans(r, w, ids, outer, flags, device, begins)
-        kind = r["kind"]
+        kind = r["kind"].copy()
         takes = np.isin(kind, (Kind.EVENTFD_SIGNAL, Kind.IRQFD_WAKEUP, Kind.WORK_QUEUED, Kind.MSI_SET_IRQ))
         r["device"][takes] = device[takes]
         own = (kind == Kind.HANDLER_ENTRY) | (kind == Kind.HANDLER_EXIT)
@@ -297,11 +331,12 @@ class FtraceText:
         kept &= ~stray | self._known_contexts(r, signal & ~stray, stray)
 
         self._deliveries(r, ids, outer, opener, before, last, kept)
-        records[order], work[order] = r, w
+        work["call"][order] = call
+        records[order] = r
         wanted[order], held[order] = kept & ~waits, waits
         return wanted, held
 
-    def _fall_back(self, r: Any, w: Any, ids: Any, kept: Mask, last: Any, before: Any) -> Mask:
+    def _fall_back(self, r: Any, w: Any, ids: Any, call: Any, kept: Mask, last: Any, before: Any) -> Mask:
         """Take irq_handler_entry and _exit for a handler that no kprobe saw; return the entries that wait for more."""
         entry, leave = ids == ID["irq_handler_entry"], ids == ID["irq_handler_exit"]
         waits = np.zeros(len(ids), np.bool_)
@@ -325,7 +360,7 @@ class FtraceText:
         kept &= ~(entry | leave)
         kept[exits] = True
         kept[pair] = True
-        w["call"][pair], w["call"][exits] = Call.HANDLER, Call.ENDS
+        call[pair], call[exits] = Call.HANDLER, Call.ENDS
         for rows in (pair, exits):
             bdf = w["bdf"][pair]
             device, flags = self._devices_at(bdf, r["arg0"][pair])
@@ -403,7 +438,6 @@ class FtraceText:
                 outer[first : at + 1] = Call.HANDLER
                 flags[first : at + 1] = Flag.IN_HANDLER
                 device[first : at + 1] = found
-                w["call"][at] = Call.ENDS
 
     def _triggers(self, r: Any, ids: Any, outer: Any, device: Any) -> dict[int, int]:
         """Return which eventfds are known to be the trigger of which device."""

@@ -209,6 +209,10 @@ def identify(text: Text, lines: Lines) -> npt.NDArray[np.int8]:
 def decode(text: Text, lines: Lines) -> Events:
     """Read the events that are ours."""
     ids = identify(text, lines)
+    present = set(np.unique(ids).tolist())
+    for tracepoint, kprobe in KPROBE.items():
+        if ID[tracepoint] in present and ID[kprobe] in present:
+            ids[ids == ID[tracepoint]] = -1
     known = np.flatnonzero(ids >= 0)
     lines, ids = lines.take(known), ids[known]
     records = np.zeros(len(ids), RECORD)
