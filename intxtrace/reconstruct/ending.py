@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from intxtrace.reconstruct.identity import find
-from intxtrace.reconstruct.state import MAX_IN_FLIGHT, NULL, TAG_PID, State
+from intxtrace.reconstruct.state import HANDED_OUT, MAX_IN_FLIGHT, NULL, TAG_PID, State
 from intxtrace.reconstruct.vocabulary import (
     CANCELLED,
     COMPLETE,
@@ -150,7 +150,8 @@ def hand_out(s: State, d: int, why: int) -> None:
     if device.masked_by == i:
         device.masked_by = -1
     if device.handler_interrupt == i:
-        device.handler_interrupt = -1
+        # The vCPU on another CPU may be quicker than the handler, which returns after eventfd_signal injected it.
+        device.handler_interrupt = HANDED_OUT
     if device.trapped == i:
         device.trapped = -1
     x.next = m.free

@@ -6,7 +6,7 @@ from typing import Any
 
 from intxtrace.reconstruct.ending import hand_out_settled
 from intxtrace.reconstruct.identity import device_of, known_device, task_of
-from intxtrace.reconstruct.state import NULL, State
+from intxtrace.reconstruct.state import HANDED_OUT, NULL, State
 from intxtrace.reconstruct.states import observe_path
 from intxtrace.reconstruct.vocabulary import (
     ASSUMED,
@@ -126,7 +126,7 @@ def on_handler_exit(s: State, e: Any) -> None:
         device.unclaimed += 1
     else:
         i = device.handler_interrupt
-        if i < 0:
+        if i == -1:
             # Claimed and not signalled: no trigger is set, or virq_disabled was set in between.
             i = claim(s, d)
             if e.flags & FALLBACK:
@@ -135,7 +135,7 @@ def on_handler_exit(s: State, e: Any) -> None:
                 s.interrupts[i].missed = 1
             elif s.kinds[EVENTFD_SIGNAL] > 0:
                 s.interrupts[i].path = HELD
-        elif not e.flags & FALLBACK:
+        elif i != HANDED_OUT and not e.flags & FALLBACK:
             no_irqfd_took_it(s, i)
     device.handler_at = NULL
     device.handler_interrupt = -1

@@ -14,6 +14,9 @@ import numpy as np
 
 from intxtrace.events import RECORD, Kind
 
+HANDED_OUT = -2
+"""Of `handler_interrupt`: the interrupt that the handler signalled has ended before the handler returned."""
+
 NULL = -(1 << 63)
 """A missing instant or number."""
 
@@ -85,7 +88,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
         "virq_disabled",  # the guest set DisINTx (or PM suspended it): unmasks are no-ops
         "shared_mode",  # pci_check_and_unmask_intx was seen: vdev->pci_2_3
         "handler_at",  # entry of the handler that runs now, NULL
-        "handler_interrupt",  # what it signalled, -1
+        "handler_interrupt",  # what it signalled, -1; HANDED_OUT once that has ended
         "acker",  # process or thread whose EOIs of an unnamed VM were its own, 0
         "trapped",  # the interrupt that trapped BAR accesses belong to, -1
         "lost",  # events may have been dropped since the last certain raise

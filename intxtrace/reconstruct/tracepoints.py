@@ -13,7 +13,7 @@ from intxtrace.reconstruct.ending import hand_out_settled
 from intxtrace.reconstruct.identity import find, known_device, put, task_of
 from intxtrace.reconstruct.masking import claim, raise_interrupt, refuse
 from intxtrace.reconstruct.signalling import unwoken
-from intxtrace.reconstruct.state import NULL, TAG_WORK, State
+from intxtrace.reconstruct.state import HANDED_OUT, NULL, TAG_WORK, State
 from intxtrace.reconstruct.vocabulary import (
     IN_HANDLER,
     IN_VIRQFD_INJECT,
@@ -44,6 +44,8 @@ def on_irqfd_queued(s: State, e: Any) -> None:
         return
     put(s, TAG_WORK, e.link, e.value, d)
     i = s.devices[d].handler_interrupt if e.flags & IN_HANDLER else unwoken(s, d)
+    if i == HANDED_OUT:
+        return
     if i < 0:
         if e.flags & IN_HANDLER:
             i = claim(s, d)

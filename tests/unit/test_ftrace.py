@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from intxtrace import open_trace
@@ -43,6 +43,7 @@ def one(text: bytes, kind: Kind) -> Any:
 # ---- numbers
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(-(1 << 63), (1 << 63) - 1), min_size=1, max_size=30))
 def test_numbers(numbers: list[int]) -> None:
     text = Text(b" ".join(b"=%d =0x%x" % (n, n & (1 << 64) - 1) for n in numbers))
@@ -50,6 +51,7 @@ def test_numbers(numbers: list[int]) -> None:
     assert values.tolist() == [n & (1 << 64) - 1 for n in numbers for _ in range(2)]
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200))
 def test_any_bytes_are_read(data: bytes) -> None:
     text = Text(data + b"\n")
@@ -242,6 +244,7 @@ def test_an_endless_line_is_refused() -> None:
         FtraceText(io.BytesIO(b"x" * (3 * ftrace.BLOCK)), "text")
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_damaged_text_never_breaks(data: st.DataObject) -> None:
     text = bytearray(texts()["deb-6.12/resample"][:6000])
