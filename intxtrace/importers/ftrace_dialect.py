@@ -181,6 +181,14 @@ class Events:
     """Lines whose text is not as their name promises."""
 
 
+@dataclass(frozen=True)
+class Span:
+    """Where the texts of some events are: from the end of the name to the end of the line."""
+
+    name_end: Offsets
+    end: Offsets
+
+
 def _name_words(name: bytes) -> tuple[int, int, int]:
     padded = name.ljust(MAX_NAME, b"\0")
     return tuple(int.from_bytes(padded[i : i + 8], "little") for i in (0, 8, 16))  # type: ignore[return-value]
@@ -228,15 +236,19 @@ def decode(text: Text, lines: Lines) -> Events:
     for number in np.unique(ids).tolist():
         rows = np.flatnonzero(ids == number)
         source = SOURCES[number]
+        spans = Span(lines.name_end[rows], lines.end[rows])
         if source.name in _FORMATS:
-            columns, read_well = _FORMATS[source.name](text, lines.take(rows), equals)
+            columns, read_well = _FORMATS[source.name](text, spans, equals)
         else:
-            columns, read_well = _arguments(text, lines.take(rows), equals, source.fields)
-        good[rows[~read_well]] = False
+            columns, read_well = _arguments(text, spans, equals, source.fields)
+        if not read_well.all():
+            good[rows[~read_well]] = False
         for name, values in columns.items():
             table = records if name in (RECORD.names or ()) else helpers
             table[name][rows] = values.astype(table.dtype[name])
     _finish(ids, records, helpers)
+    if good.all():
+        return Events(lines, ids, records, helpers, 0)
     wanted = np.flatnonzero(good)
     kept = Events(lines.take(wanted), ids[wanted], records[wanted], helpers[wanted], len(ids) - len(wanted))
     return kept
@@ -264,9 +276,9 @@ def _finish(ids: npt.NDArray[np.int8], records: npt.NDArray[np.void], helpers: n
 _Columns = tuple[dict[str, Numbers], Mask]
 
 
-def _arguments(text: Text, lines: Lines, equals: Offsets, wanted: dict[str, str]) -> _Columns:
+def _arguments(text: Text, lines: Span, equals: Offsets, wanted: dict[str, str]) -> _Columns:
     """Read `key=value` arguments: their order is learned from one line and verified on all others."""
-    count = len(lines.at)
+    count = len(lines.end)
     columns = {name: np.zeros(count, np.uint64) for name in wanted}
     good = np.zeros(count, np.bool_)
     if not wanted:
@@ -301,7 +313,7 @@ def _arguments(text: Text, lines: Lines, equals: Offsets, wanted: dict[str, str]
     return columns, good
 
 
-def _scan(text: Text, lines: Lines, *parts: bytes) -> tuple[list[Numbers], Mask]:
+def _scan(text: Text, lines: Span, *parts: bytes) -> tuple[list[Numbers], Mask]:
     """Read literals with decimal numbers between them, from the beginning of the event's text."""
     at = lines.name_end + 2
     good = np.ones(len(at), np.bool_)
@@ -313,7 +325,7 @@ def _scan(text: Text, lines: Lines, *parts: bytes) -> tuple[list[Numbers], Mask]
     return numbers, good
 
 
-def _irq_handler_entry(text: Text, lines: Lines, equals: Offsets) -> _Columns:
+def _irq_handler_entry(text: Text, lines: Span, equals: Offsets) -> _Columns:
     """`irq=20 name=vfio-intx(0000:00:10.0)` (vfio_intx_enable names its irqaction so)."""
     irq, at = text.decimal(lines.name_end + 6)
     good = text.has(lines.name_end + 2, b"irq=") & text.has(at, b" name=")
@@ -333,19 +345,19 @@ def _irq_handler_entry(text: Text, lines: Lines, equals: Offsets) -> _Columns:
     return {"arg0": irq, "bdf": bdf.view(np.uint64)}, good
 
 
-def _irq_handler_exit(text: Text, lines: Lines, equals: Offsets) -> _Columns:
+def _irq_handler_exit(text: Text, lines: Span, equals: Offsets) -> _Columns:
     """`irq=20 ret=handled`."""
     irq, at = text.decimal(lines.name_end + 6)
     good = text.has(lines.name_end + 2, b"irq=") & text.has(at, b" ret=")
     return {"arg0": irq, "value": text.has(np.where(good, at + 5, 0), b"handled").astype(np.uint64)}, good
 
 
-def _kvm_set_irq(text: Text, lines: Lines, equals: Offsets) -> _Columns:
+def _kvm_set_irq(text: Text, lines: Span, equals: Offsets) -> _Columns:
     (gsi, level, source), good = _scan(text, lines, b"gsi ", b" level ", b" source ")
     return {"arg0": gsi, "value": level, "arg1": source}, good
 
 
-def _kvm_ack_irq(text: Text, lines: Lines, equals: Offsets) -> _Columns:
+def _kvm_ack_irq(text: Text, lines: Span, equals: Offsets) -> _Columns:
     """`irqchip IOAPIC pin 16`, `PIC master`, `PIC slave`; other machines print the irqchip's number."""
     at = lines.name_end + 2
     pin = np.zeros(len(at), np.uint64)
@@ -360,12 +372,12 @@ def _kvm_ack_irq(text: Text, lines: Lines, equals: Offsets) -> _Columns:
     return {"arg0": pin, "arg1": chip}, good
 
 
-def _kvm_eoi(text: Text, lines: Lines, equals: Offsets) -> _Columns:
+def _kvm_eoi(text: Text, lines: Span, equals: Offsets) -> _Columns:
     (_, vector), good = _scan(text, lines, b"apicid ", b" vector ")
     return {"value": vector}, good
 
 
-def _kvm_apic_accept_irq(text: Text, lines: Lines, equals: Offsets) -> _Columns:
+def _kvm_apic_accept_irq(text: Text, lines: Span, equals: Offsets) -> _Columns:
     at = lines.name_end + 2
     good = text.has(at, b"apicid ")
     apic, at = text._digits(np.where(good, at + 7, 0), 16, 8)
@@ -373,7 +385,7 @@ def _kvm_apic_accept_irq(text: Text, lines: Lines, equals: Offsets) -> _Columns:
     return {"aux": apic, "value": text.decimal(np.where(good, at + 5, 0))[0]}, good
 
 
-def _kvm_msi_set_irq(text: Text, lines: Lines, equals: Offsets) -> _Columns:
+def _kvm_msi_set_irq(text: Text, lines: Span, equals: Offsets) -> _Columns:
     at = lines.name_end + 2
     good = text.has(at, b"dst ")
     _, at = text._digits(np.where(good, at + 4, 0), 16, 8)
@@ -381,7 +393,7 @@ def _kvm_msi_set_irq(text: Text, lines: Lines, equals: Offsets) -> _Columns:
     return {"value": text.decimal(np.where(good, at + 5, 0))[0]}, good
 
 
-def _kvm_userspace_exit(text: Text, lines: Lines, equals: Offsets) -> _Columns:
+def _kvm_userspace_exit(text: Text, lines: Span, equals: Offsets) -> _Columns:
     """`reason KVM_EXIT_IOAPIC_EOI (26)`."""
     eoi = text.has(lines.name_end + 2, b"reason KVM_EXIT_IOAPIC_EOI ")
     return {"value": np.where(eoi, 26, 0).astype(np.uint64)}, np.ones(len(eoi), np.bool_)
@@ -398,7 +410,7 @@ def _work(text: Text, struct: Offsets, function: Offsets, good: Mask) -> _Column
     return {"link": pointer, "value": value}, good
 
 
-def _workqueue_queue_work(text: Text, lines: Lines, equals: Offsets) -> _Columns:
+def _workqueue_queue_work(text: Text, lines: Span, equals: Offsets) -> _Columns:
     """`work struct=00000000f66307bf function=irqfd_inject [kvm] workqueue=...`."""
     at = lines.name_end + 2
     good = text.has(at, b"work struct=")
@@ -408,7 +420,7 @@ def _workqueue_queue_work(text: Text, lines: Lines, equals: Offsets) -> _Columns
     return _work(text, at + 12, function, good)
 
 
-def _workqueue_execute_start(text: Text, lines: Lines, equals: Offsets) -> _Columns:
+def _workqueue_execute_start(text: Text, lines: Span, equals: Offsets) -> _Columns:
     """`work struct 00000000f66307bf: function irqfd_inject [kvm]`."""
     at = lines.name_end + 2
     good = text.has(at, b"work struct ")
