@@ -426,13 +426,14 @@ class FtraceText:
 
         The device is the one whose eventfd was signalled there.
         """
-        for at in np.flatnonzero((ids == ID["handler_ret"]) & (outer != Call.HANDLER) & ~w["carried"]).tolist():
+        orphans = np.flatnonzero((ids == ID["handler_ret"]) & (outer != Call.HANDLER) & ~w["carried"]).tolist()
+        triggers = self._triggers(r, ids, outer, device) if orphans else {}
+        for at in orphans:
             first = at
             while not begins[first] and ids[first - 1] in (ID["efd_signal"], ID["irqfd_wakeup"]) and at - first < 8:
                 first -= 1
             contexts = [int(r["link"][i]) for i in range(first, at) if ids[i] == ID["efd_signal"]]
             contexts += [int(r["arg1"][i]) for i in range(first, at) if ids[i] == ID["irqfd_wakeup"]]
-            triggers = self._triggers(r, ids, outer, device)
             found = next((triggers[ctx] for ctx in contexts if ctx in triggers), 0)
             if found:
                 outer[first : at + 1] = Call.HANDLER

@@ -322,3 +322,8 @@ def test_import_says_what_is_wrong(
         assert error.count("\n") == 1
     assert main(["import", str(recording), "--force"]) == 0
     assert not (tmp_path / "other.intx").exists()
+
+
+def test_import_help_ends_with_examples(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["import", "--help"]) == 0
+    assert "intxtrace import trace.txt -o trace.intx" in capsys.readouterr().out.partition("Examples:")[2]
