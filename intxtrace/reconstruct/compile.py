@@ -30,10 +30,11 @@ from intxtrace.reconstruct import (
     signalling,
     state,
     states,
+    tracepoints,
 )
 from intxtrace.reconstruct.state import Events
 
-_MODULES = (identity, states, ending, counting, masking, signalling, delivering, setting_up, machine)
+_MODULES = (identity, states, ending, counting, masking, signalling, delivering, setting_up, tracepoints, machine)
 
 
 @cache
