@@ -24,7 +24,7 @@ def recording(request: pytest.FixtureRequest) -> Path:
 
 def test_there_is_a_recording_of_each_path() -> None:
     one_card = {f"{path}-{kernel}" for path in ("kernel", "hybrid", "userspace") for kernel in ("6.1", "6.12")}
-    assert {path.stem for path in RECORDINGS} == one_card | {"pair-kernel-6.1", "pair-userspace-6.1"}
+    assert {path.stem for path in RECORDINGS} == one_card | {f"pair-{path}-6.1" for path in ("kernel", "hybrid", "userspace")}
 
 
 def test_every_figure_equals_the_truth(recording: Path) -> None:
@@ -48,7 +48,7 @@ def test_resignals_have_their_parents(recording: Path) -> None:
     parents = interrupts.set_index("id").loc[resignals["parent_id"].astype(int)]
     assert parents["unmasked_at"].isna().all()
     assert (parents["raised_at"].to_numpy() < resignals["raised_at"].to_numpy()).all()
-    assert (len(resignals) > 0) == recording.stem.startswith("userspace")
+    assert (len(resignals) > 0) == ("userspace" in recording.stem)
 
 
 def test_stages_follow_each_other(recording: Path) -> None:
