@@ -24,7 +24,9 @@ def recording(request: pytest.FixtureRequest) -> Path:
 
 def test_there_is_a_recording_of_each_path() -> None:
     one_card = {f"{path}-{kernel}" for path in ("kernel", "hybrid", "userspace") for kernel in ("6.1", "6.12")}
-    assert {path.stem for path in RECORDINGS} == one_card | {f"pair-{path}-6.1" for path in ("kernel", "hybrid", "userspace")}
+    assert {path.stem for path in RECORDINGS} == one_card | {
+        f"pair-{path}-6.1" for path in ("kernel", "hybrid", "userspace")
+    }
 
 
 def test_every_figure_equals_the_truth(recording: Path) -> None:
