@@ -352,8 +352,10 @@ def _run(
         sent, received = console.find(rf"pings-{slot} (\d+) (\d+)")
         if received == "0":
             raise LabError(f"No ping of the guest came back to {bdf}. Its console:\n{console.text[-2000:]}")
-        masks = read_card_log(_text(CARD_LOG), bdf) or (None, None)
-        cards.append(Card(bdf, *masks, read_qemu_log(log, bdf)[0], int(sent), int(received)))
+        masks = read_card_log(_text(CARD_LOG), bdf)
+        if masks is None:
+            raise LabError(f"{CARD_LOG} has no marks of {bdf}: L0's QEMU did not log what it should.")
+        cards.append(Card(bdf, masks[0], masks[1], read_qemu_log(log, bdf)[0], int(sent), int(received)))
     events, moves = read_qemu_log(log)
     return Truth(
         name=name,
