@@ -56,13 +56,9 @@ struct binary {
   u64 device; /* offset of VFIODevice in VFIOPCIDevice */
   u64 pending; /* offset of the pending flag from the EOI function's argument, 0: every call is real */
 };
-struct loss {
-  u64 count;
-  u64 first;
-};
-
 BPF_RINGBUF_OUTPUT(events, RING_PAGES);
-BPF_PERCPU_ARRAY(losses, struct loss, 64);
+BPF_PERCPU_ARRAY(losses, u64, 64); /* by kind */
+BPF_ARRAY(lost_total, u64, 1);
 BPF_HASH(devices, u64, struct device, 1024);
 BPF_HASH(refused_addresses, u32, u32, 1024);
 BPF_HASH(refused_tgids, u32, u32, 4096);
@@ -76,7 +72,7 @@ BPF_HASH(vectors, struct vector_key, u64, 4096);
 BPF_TABLE("lru_hash", u64, struct stack, stacks, 16384);
 BPF_ARRAY(empty_stack, struct stack, 1);
 BPF_HASH(bars, struct qemu_key, struct bar_count, 4096);
-BPF_HASH(offsets, struct offset_key, u64, 65536);
+BPF_HASH(offsets, struct offset_key, u64, 8192); /* full: accesses at further offsets are in the totals alone */
 BPF_ARRAY(binaries, struct binary, 64);
 
 struct fields {
@@ -88,12 +84,11 @@ struct fields {
 static __always_inline void emit(u32 kind, u32 flags, const struct fields *f) {
   struct record *r = events.ringbuf_reserve(sizeof(struct record));
   if (!r) {
-    int slot = kind & 63;
-    struct loss *l = losses.lookup(&slot);
-    if (l) {
-      if (!l->count)
-        l->first = bpf_ktime_get_ns();
-      l->count++;
+    int slot = kind & 63, zero = 0;
+    u64 *n = losses.lookup(&slot), *total = lost_total.lookup(&zero);
+    if (n && total) {
+      ++*n;
+      lock_xadd(total, 1);
     }
     return;
   }

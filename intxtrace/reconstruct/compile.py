@@ -29,9 +29,10 @@ from intxtrace.reconstruct import (
     signalling,
     state,
     states,
+    tracepoints,
 )
 
-_MODULES = (identity, states, ending, counting, masking, signalling, delivering, setting_up, machine)
+_MODULES = (identity, states, ending, counting, masking, signalling, delivering, setting_up, tracepoints, machine)
 
 
 @cache

@@ -20,6 +20,7 @@ from intxtrace.reconstruct.signalling import first_untaken, only_untaken, take
 from intxtrace.reconstruct.state import NULL, State
 from intxtrace.reconstruct.states import observe_path
 from intxtrace.reconstruct.vocabulary import (
+    APIC_ACCEPT,
     EPOLLIN,
     EVENTFD_READ,
     HYBRID,
@@ -30,10 +31,14 @@ from intxtrace.reconstruct.vocabulary import (
     KERNEL,
     KVM_ACK,
     KVM_SET_IRQ,
+    KVM_SET_IRQ_EXIT,
+    NO_PATH,
     PIC_MASTER,
     QEMU_EOI,
     QEMU_INTERRUPT,
     RESAMPLER_ACK,
+    SET_IRQS_ENTRY,
+    SOURCE_RESAMPLE,
     SOURCE_USERSPACE,
     STATE_HYBRID,
     STATE_KERNEL,
@@ -49,8 +54,13 @@ def on_irqfd_inject(s: State, e: Any) -> None:
     d = device_of_irqfd(s, e)
     if d < 0:
         return
+    begin_injection(s, task, d, KERNEL if e.link2 != 0 else HYBRID, e)
+    observe_path(s, d, STATE_KERNEL if e.link2 != 0 else STATE_HYBRID, True)
+
+
+def begin_injection(s: State, task: Any, d: int, path: int, e: Any) -> None:
+    """A worker injects for a device. `path` is NO_PATH where only kvm_set_irq's source will tell it."""
     end_fresh(s, d, NULL)
-    path = KERNEL if e.link2 != 0 else HYBRID
     # schedule_work on pending work does nothing, so one run injects every wake-up before it.
     injected = -1
     i = s.devices[d].head
@@ -71,9 +81,9 @@ def on_irqfd_inject(s: State, e: Any) -> None:
         x = s.interrupts[i]
         x.path = path
         x.woken_at = e.ts
-        x.gsi = e.arg0
+        if path != NO_PATH:
+            x.gsi = e.arg0
         inject(s, i, -1, e.ts)
-    observe_path(s, d, STATE_KERNEL if e.link2 != 0 else STATE_HYBRID, True)
     task.injecting = d
     task.asserted = 0
 
@@ -96,15 +106,23 @@ def on_kvm_set_irq(s: State, e: Any) -> None:
     if e.value == 0:
         if e.arg1 == SOURCE_USERSPACE and task.injecting < 0:
             task.deassert_at = e.ts
+            if s.kinds[SET_IRQS_ENTRY] == 0 and s.kinds[QEMU_EOI] == 0:
+                lowered_by_qemu(s, e)
         return
     if task.injecting >= 0 and task.asserted == 0:
         # Called by irqfd_inject.
         task.asserted = 1
         i = s.devices[task.injecting].head
         while i >= 0:
-            if s.interrupts[i].fresh:
-                s.interrupts[i].injected_at = e.ts
-            i = s.interrupts[i].next
+            x = s.interrupts[i]
+            if x.fresh:
+                x.injected_at = e.ts
+                if x.path == NO_PATH:
+                    # irqfd_inject: an irqfd with a resampler uses KVM_IRQFD_RESAMPLE_IRQ_SOURCE_ID.
+                    x.path = KERNEL if e.arg1 == SOURCE_RESAMPLE else HYBRID
+                    x.gsi = e.arg0
+                    observe_path(s, task.injecting, STATE_KERNEL if x.path == KERNEL else STATE_HYBRID, True)
+            i = x.next
         return
     end_injection(s, task, NULL)
     if e.arg1 != SOURCE_USERSPACE:
@@ -132,6 +150,22 @@ def on_kvm_set_irq(s: State, e: Any) -> None:
         i = x.next
     task.injecting = d
     task.asserted = 1
+
+
+def lowered_by_qemu(s: State, e: Any) -> None:
+    """The line was lowered, by vfio_intx_eoi if one interrupt alone that QEMU took is in service on that GSI."""
+    found = -1
+    for d in range(s.machine[0].n_devices):
+        i = s.devices[d].head
+        while i >= 0:
+            x = s.interrupts[i]
+            if x.taken_at != NULL and x.injected_at != NULL and x.acknowledged_at == NULL and x.gsi == e.arg0:
+                if found >= 0 and found != d:
+                    return
+                found = d
+            i = x.next
+    if found >= 0:
+        acknowledge_taken(s, found, e.ts)
 
 
 def on_kvm_set_irq_exit(s: State, e: Any) -> None:
@@ -192,31 +226,38 @@ def in_service(s: State, i: int) -> bool:
     """Whether an earlier delivery on the same GSI has not had its EOI yet."""
     line = s.devices[s.interrupts[i].device].line
     if line < 0:
+        # The VM is not known (KVM's tracepoints name none). What no local APIC accepted merged into what is in service
+        # on that GSI; two VMs with one GSI would each have had theirs accepted.
+        for d in range(s.machine[0].n_devices):
+            if s.devices[d].line < 0 and serves(s, d, i, s.interrupts[i].gsi):
+                return True
         return False
     d = s.lines[line].first
     while d >= 0:
-        j = s.devices[d].head
-        while j >= 0:
-            y = s.interrupts[j]
-            ended = y.eoi_at != NULL or (y.path != USERSPACE and y.acknowledged_at != NULL)
-            if j != i and y.injected_at != NULL and not ended and not y.fresh:
-                return True
-            j = y.next
+        if serves(s, d, i, NULL):
+            return True
         d = s.devices[d].next_on_line
     return False
 
 
-def on_kvm_ack(s: State, e: Any) -> None:
-    """kvm_notify_acked_irq: the guest's EOI of a level interrupt at the IOAPIC, or the PIC.
+def serves(s: State, d: int, i: int, gsi: int) -> bool:
+    """Whether a device has a delivery other than `i` in service; `gsi` NULL: on whatever GSI."""
+    j = s.devices[d].head
+    while j >= 0:
+        y = s.interrupts[j]
+        ended = y.eoi_at != NULL or (y.path != USERSPACE and y.acknowledged_at != NULL)
+        delivered = not y.fresh or y.coalesced == 0
+        if j != i and y.injected_at != NULL and not ended and delivered and gsi in (NULL, y.gsi):
+            return True
+        j = y.next
+    return False
 
-    Pins are GSIs but for IOAPIC pin 2, which is GSI 0 (kvm_setup_default_irq_routing); PIC master pin 2 is the cascade.
-    """
-    gsi = e.arg0
-    if gsi == 2:
-        if e.arg1 == PIC_MASTER:
-            return
-        if e.arg1 == IOAPIC:
-            gsi = 0
+
+def on_kvm_ack(s: State, e: Any) -> None:
+    """kvm_notify_acked_irq: the guest's EOI of a level interrupt at the IOAPIC, or the PIC."""
+    gsi = gsi_of_pin(e)
+    if gsi == NULL:
+        return
     t = task_of(s, e)
     task = s.tasks[t]
     task.ack_at = e.ts
@@ -228,10 +269,44 @@ def on_kvm_ack(s: State, e: Any) -> None:
         return
     d = s.lines[line].first
     while d >= 0:
+        judge_fresh(s, d)
+        d = s.devices[d].next_on_line
+    d = s.lines[line].first
+    while d >= 0:
         following = s.devices[d].next_on_line
         eoi_of_device(s, d, e.ts)
         hand_out_settled(s, d)
         d = following
+
+
+def gsi_of_pin(e: Any) -> int:
+    """Return the GSI that an irqchip's pin is of; NULL for the PIC's cascade.
+
+    Pins are GSIs but for IOAPIC pin 2, which is GSI 0 (kvm_setup_default_irq_routing); PIC master pin 2 is the cascade.
+    """
+    pin: int = e.arg0
+    if pin == 2 and e.arg1 == PIC_MASTER:
+        return NULL
+    if pin == 2 and e.arg1 == IOAPIC:
+        return 0
+    return pin
+
+
+def judge_fresh(s: State, d: int) -> None:
+    """An EOI comes before kvm_set_irq is known to have returned: say what of it can be said.
+
+    The guest had nothing else to end, so this was delivered. Or something else was in service, and no return is
+    recorded, but what the local APIC accepts is: what it did not accept has merged (ioapic_service).
+    """
+    i = s.devices[d].head
+    while i >= 0:
+        x = s.interrupts[i]
+        if x.fresh and x.coalesced == NULL and x.injected_at != NULL and x.eoi_at == NULL:
+            if not in_service(s, i):
+                x.coalesced = 0
+            elif s.kinds[KVM_SET_IRQ_EXIT] == 0 and s.kinds[APIC_ACCEPT] > 0:
+                x.coalesced = 1
+        i = x.next
 
 
 def eoi_of_device(s: State, d: int, ts: int) -> None:
@@ -244,9 +319,6 @@ def eoi_of_device(s: State, d: int, ts: int) -> None:
         if x.injected_at != NULL and x.eoi_at == NULL and not x.doomed:
             if x.path != USERSPACE:
                 x.eoi_at = ts
-                if x.fresh and x.coalesced == NULL and not in_service(s, i):
-                    # The guest was quicker than the return of kvm_set_irq, and it had nothing else to end.
-                    x.coalesced = 0
                 if x.acknowledged_at == NULL and not (x.path == KERNEL and s.kinds[RESAMPLER_ACK] > 0):
                     x.acknowledged_at = ts
             elif x.acknowledged_at != NULL:

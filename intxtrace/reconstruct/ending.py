@@ -22,8 +22,10 @@ from intxtrace.reconstruct.vocabulary import (
     RESAMPLER_ACK,
     SETTLED,
     TORN_DOWN,
+    UNMASK_ENTRY,
     UNMASK_EXIT,
     USERSPACE,
+    WORK_QUEUED,
 )
 
 
@@ -58,6 +60,9 @@ def settled(s: State, i: int) -> bool:
 def awaited(s: State, i: int) -> bool:
     """Whether a settled interrupt may still be named by later evidence."""
     x = s.interrupts[i]
+    if x.path == KERNEL and s.kinds[UNMASK_EXIT] == 0 and s.kinds[UNMASK_ENTRY] == 0 and s.kinds[WORK_QUEUED] > 0:
+        # No probe shows the unmask, but what it makes virqfd_wakeup queue if it returned 1 is shown.
+        return bool(s.devices[x.device].masked_by == i)
     if x.path != USERSPACE or x.doomed or x.final:
         return False
     # On the userspace path the guest's EOI follows the unmask (vfio_intx_eoi runs at the first BAR access). It reaches

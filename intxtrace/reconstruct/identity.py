@@ -231,6 +231,7 @@ def task_of(s: State, e: Any) -> int:
         task = s.tasks[t]
         task.injecting = -1
         task.taking = -1
+        task.acked = -1
         task.deassert_at = NULL
         task.ack_at = NULL
         task.notify_at = NULL

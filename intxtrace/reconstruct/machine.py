@@ -60,6 +60,7 @@ from intxtrace.reconstruct.signalling import (
 )
 from intxtrace.reconstruct.state import NULL, ROOM, State
 from intxtrace.reconstruct.states import end_state, on_qemu_mmaps
+from intxtrace.reconstruct.tracepoints import on_ack_of_unnamed_vm, on_work_queued, on_work_started
 from intxtrace.reconstruct.vocabulary import (
     APIC_ACCEPT,
     CHECKED_UNMASK,
@@ -96,6 +97,7 @@ from intxtrace.reconstruct.vocabulary import (
     RESAMPLER_ACK,
     SET_IRQS_ENTRY,
     SET_IRQS_EXIT,
+    SYNTHETIC,
     TRACE_ENDED,
     UNMASK_ENTRY,
     UNMASK_EXIT,
@@ -103,6 +105,8 @@ from intxtrace.reconstruct.vocabulary import (
     VIRQFD_WAKEUP,
     VM,
     WINDOW,
+    WORK_QUEUED,
+    WORK_STARTED,
 )
 
 
@@ -160,7 +164,14 @@ def run(s: State, batch: Any, start: int, vm_pids: Any, device_pids: Any) -> int
         elif kind == APIC_ACCEPT:
             on_apic_accept(s, e)
         elif kind == KVM_ACK:
-            on_kvm_ack(s, e)
+            if e.vm != 0 or e.flags & SYNTHETIC:
+                on_kvm_ack(s, e)
+            else:
+                on_ack_of_unnamed_vm(s, e)
+        elif kind == WORK_QUEUED:
+            on_work_queued(s, e)
+        elif kind == WORK_STARTED:
+            on_work_started(s, e)
         elif kind == RESAMPLER_ACK:
             on_resampler_ack(s, e)
         elif kind == VIRQFD_WAKEUP:

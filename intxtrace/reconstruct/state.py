@@ -42,6 +42,7 @@ TAG_LINE = 7  # (row of vms, gsi) -> row of lines
 TAG_QEMU = 8  # (VFIODevice, tgid) -> row of devices
 TAG_TASK = 9  # (tid, cpu if tid is 0) -> row of tasks
 TAG_BAR = 10  # (row of devices << 32 | region << 1 | write, offset) -> row of bars
+TAG_WORK = 11  # (struct work_struct, events.Work) -> row of devices
 
 FIELDS: dict[str, tuple[str, ...]] = {
     # The machine itself: fill levels, and what belongs to no table. One row.
@@ -88,6 +89,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
         "shared_mode",  # pci_check_and_unmask_intx was seen: vdev->pci_2_3
         "handler_at",  # entry of the handler that runs now, NULL
         "handler_interrupt",  # what it signalled, -1; HANDED_OUT once that has ended
+        "acker",  # process or thread whose EOIs of an unnamed VM were its own, 0
         "trapped",  # the interrupt that trapped BAR accesses belong to, -1
         "lost",  # events may have been dropped since the last certain raise
         "state",
@@ -121,6 +123,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
         "ack_at",  # guest EOI
         "ack_vm",
         "ack_gsi",
+        "acked",  # the one device that an EOI of an unnamed VM was for, -1
         "resampler_ack",  # 1: that EOI reached irqfd_resampler_ack
         "notify_at",  # kvm_resample_fd_notify
         "exit_at",  # KVM_EXIT_IOAPIC_EOI
@@ -152,6 +155,8 @@ FIELDS: dict[str, tuple[str, ...]] = {
         "doomed",  # its delivery was torn down before the guest acknowledged it
         "unshown",  # the guest acknowledged it, and no probe could show when
         "final",  # evidence that comes later is not to be trusted
+        "doubtful",  # EOIs of an unnamed VM that may have been for it
+        "missed",  # claimed, and what else happened in the handler no probe could see
         "headless",
         "lossy",
         "gsi",
