@@ -50,7 +50,7 @@ bench: setup packages ## benchmarks: each prints its figure beside a peer's from
 	$(RUN)python -m tests.benchmarks
 
 fuzz: setup ## long property tests and damaged files
-	INTXTRACE_FUZZ=100000 $(RUN)python -m pytest tests/fuzz
+	INTXTRACE_FUZZ=100000 $(RUN)python -m pytest tests/fuzz tests/unit/test_reconstruct.py tests/unit/test_trace.py
 
 clean: ## what make made, but for the cache of packages
 	rm -rf $(VENV) $(OUT) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

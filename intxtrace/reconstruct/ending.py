@@ -10,6 +10,7 @@ from intxtrace.reconstruct.vocabulary import (
     CANCELLED,
     COMPLETE,
     EVENTFD_READ,
+    EVENTFD_SIGNAL,
     HEADLESS,
     KERNEL,
     KVM_ACK,
@@ -98,7 +99,11 @@ def outcome_of(s: State, i: int, why: int) -> int:
     if x.headless:
         return HEADLESS
     if settled(s, i):
-        return CANCELLED if x.doomed and x.acknowledged_at == NULL else COMPLETE
+        if x.doomed and x.acknowledged_at == NULL:
+            return CANCELLED
+        # What an unmask found asserted its caller signals (vfio_send_intx_eventfd): a signal not seen was missed.
+        unseen = x.path == NO_PATH and x.sent_at == NULL and s.kinds[EVENTFD_SIGNAL] > 0
+        return LOSSY if unseen else COMPLETE
     return CANCELLED if why == TORN_DOWN else OPEN
 
 

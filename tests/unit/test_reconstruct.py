@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from intxtrace import frames
@@ -92,6 +92,7 @@ def test_any_prefix_ends_open(story: list[list[str]], length: int) -> None:
 
 
 @FEW
+@example([[], ["bars", "bypass fails", "refused", "bypass fails"]], 0, 23)
 @given(stories, st.integers(0, 400), st.integers(0, 400))
 def test_any_part_and_any_dropped_event_is_taken(story: list[list[str]], begin: int, dropped: int) -> None:
     trace = tell(story)
