@@ -2,7 +2,7 @@
 /*
  * The probes. Compiled by bcc; no kernel header beyond those that bcc itself includes.
  *
- * In front of this file the loader (intxtrace/capture/program.py) puts: the kinds, flags and `struct record` made
+ * In front of this file intxtrace/capture/plan.py puts: the kinds, flags and `struct record` made
  * from intxtrace/events.py; OFF_* structure offsets from the kernel's BTF; FN_* addresses from kallsyms; and
  * RING_PAGES, HANDLER_GETS_IRQ_CTX and COUNT_BAR_ACCESS (or every access is an event). Behind it: one wrapper per
  * attached probe, which takes the arguments out of an fentry, kprobe, raw tracepoint or uprobe context and calls the on_*() function.

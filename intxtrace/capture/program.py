@@ -1,4 +1,4 @@
-"""From the probe catalogue to programs in the kernel: generate, compile with bcc, load, attach, detach."""
+"""The probes in the kernel: compile the plan's source with bcc, load, attach, detach."""
 
 from __future__ import annotations
 
@@ -8,33 +8,19 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
-from importlib import resources
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from intxtrace.capture import kernel
 from intxtrace.capture.bcc_import import import_bcc
 from intxtrace.capture.btf import Btf
-from intxtrace.capture.catalogue import (
-    ADDRESSES,
-    CATALOGUE,
-    OFFSETS,
-    QEMU_CATALOGUE,
-    RETURN,
-    Call,
-    Hook,
-    QemuSpec,
-    Spec,
-)
+from intxtrace.capture.catalogue import CATALOGUE, QemuSpec
+from intxtrace.capture.plan import DEFAULT_RING_BYTES, Plan, Planned, Planner, qemu_specs, wanted_symbols
 from intxtrace.capture.qemu_functions import QemuBinary, QemuFunction
 from intxtrace.errors import IntxtraceError
-from intxtrace.events import Kind, c_header
+from intxtrace.events import Kind
 from intxtrace.trace.tables import Probe
-
-BAR_MODES = ("count", "all", "none")
-DEFAULT_RING_BYTES = 16 << 20
-PAGE = 4096
 
 # bcc runs all of LLVM's passes over what clang makes: clang's own would do the same work before it.
 _CFLAGS = ["-w", "-g0", "-Xclang", "-disable-llvm-passes"]
@@ -45,23 +31,6 @@ _RETURN_0 = bytes([0xB7, 0, 0, 0, 0, 0, 0, 0, 0x95, 0, 0, 0, 0, 0, 0, 0])
 _SLOT_MARK = 0x1BADCAFE
 _MOV_IMMEDIATE = 0xB7  # BPF_ALU64 | BPF_MOV | BPF_K
 _LD_IMMEDIATE_64 = 0x18
-
-# Where a probe context keeps the arguments and the return value, in words: struct pt_regs of x86-64, struct
-# user_pt_regs of arm64 (arch/*/include/uapi/asm/ptrace.h).
-_REGISTERS = {"x86_64": ((14, 13, 12, 11, 9, 8), 10), "aarch64": ((0, 1, 2, 3, 4, 5), 0)}
-
-
-@dataclass(frozen=True)
-class _Planned:
-    """One program that is to be compiled and attached for a hook."""
-
-    symbol: str
-    """Name of the C function."""
-    hook: Hook
-    method: str
-    module: str = ""
-    btf_id: int = 0
-    arguments: int = 0
 
 
 @dataclass
@@ -78,170 +47,6 @@ class _Attached:
     """Name of the perf event of a kprobe."""
     missed: int = 0
     """Runs that the kernel skipped, up to the last look."""
-
-
-@dataclass
-class Plan:
-    """How each probe of the catalogue is to be attached on this kernel."""
-
-    probes: list[Probe]
-    programs: dict[str, list[_Planned]] = field(default_factory=dict)
-    """By probe name."""
-    source: str = ""
-
-
-def _c_call(call: Call, argument: list[str], result: str) -> str:
-    words = [result if index == RETURN else argument[index] for index in call.arguments]
-    return f"{call.function}({', '.join([*words, *map(str, call.constants)])})"
-
-
-def _wrapper(symbol: str, call: Call, *, method: str, arguments: int, machine: str) -> str:
-    """Write the program that takes the arguments out of its context and calls the probe's function."""
-    if method in ("kprobe", "kretprobe", "uprobe"):
-        registers, result = _REGISTERS[machine]
-        words = [f"ctx[{index}]" for index in registers]
-        value = f"ctx[{result}]"
-    else:
-        words = [f"ctx[{index}]" for index in range(max(arguments, 6))]
-        value = f"ctx[{arguments}]"
-    return f"int {symbol}(unsigned long long *ctx) {{ return {_c_call(call, words, value)}; }}\n"
-
-
-def _offset_lines(btf: Btf) -> tuple[list[str], dict[str, int | None]]:
-    lines = []
-    found: dict[str, int | None] = {}
-    # Used under #ifdef: absent means that the kernel does it another way.
-    optional = {"pci_sysdata_domain", "irqaction_name", "irqaction_dev_id", "work_struct_func"}
-    for name, places in OFFSETS.items():
-        offset = next((o for o in (btf.offset(*place) for place in places) if o is not None), None)
-        found[name] = offset
-        if offset is not None:
-            lines.append(f"#define OFF_{name} {offset}")
-        elif name not in optional:
-            lines.append(f"#define OFF_{name} 0 /* not in this kernel: no probe that needs it is attached */")
-    return lines, found
-
-
-class Planner:
-    """Decides, by what this kernel has, how each probe is attached."""
-
-    def __init__(self, btf: Btf, symbols: dict[str, kernel.Symbol], demoted: frozenset[str] = frozenset()) -> None:
-        """Take the kernel's BTF and symbols; `demoted` names probes whose fentry attachment failed."""
-        self._btf = btf
-        self._symbols = symbols
-        self._demoted = demoted
-        self._offset_lines, self._offsets = _offset_lines(btf)
-
-    def plan(self, bar: str, ring_bytes: int) -> Plan:
-        """Choose a method for each probe and write the source that bcc compiles."""
-        plan = Plan([])
-        for spec in CATALOGUE:
-            if not self._needless(spec):
-                self._plan_probe(plan, spec)
-        plan.source = self._source(plan, bar, ring_bytes)
-        return plan
-
-    def _needless(self, spec: Spec) -> bool:
-        if not spec.unless:
-            return False
-        present = spec.unless.lstrip("!") in self._symbols
-        return not present if spec.unless.startswith("!") else present
-
-    def _plan_probe(self, plan: Plan, spec: Spec) -> None:
-        row = Probe(len(plan.probes), name=spec.name, kinds=[kind.name for kind in spec.kinds])
-        plan.probes.append(row)
-        lacking = [need for need in spec.needs if not self._has(need)]
-        if lacking:
-            row.reason = f"this kernel's type information lacks {', '.join(lacking)}"
-            return
-        planned, reason = self._hooks(spec, spec.hooks)
-        if planned is None and spec.fallback and spec.name + "/fallback" not in self._demoted:
-            row.reason = reason
-            planned, fallback_reason = self._hooks(spec, spec.fallback)
-            row.state = "fallback"
-            reason = f"{reason}; {fallback_reason}" if fallback_reason else reason
-        elif planned is not None:
-            row.state = "attached"
-        if planned is None:
-            row.state = "missing"
-            row.reason = spec.optional or reason
-            row.optional = bool(spec.optional)
-            return
-        plan.programs[spec.name] = planned
-        row.method = planned[0].method
-        row.target = f"{planned[0].module}:{planned[0].hook.target}" if planned[0].module else planned[0].hook.target
-        row.resolved = {"fentry": "btf", "fexit": "btf"}.get(row.method, "kallsyms")
-
-    def _has(self, need: str) -> bool:
-        name = need.replace(".", "_")
-        return self._offsets.get(name) is not None
-
-    def _hooks(self, spec: Spec, hooks: tuple[Hook, ...]) -> tuple[list[_Planned] | None, str]:
-        planned = []
-        for index, hook in enumerate(hooks):
-            symbol = f"p{index}_{'fallback_' if hooks is spec.fallback else ''}" + "".join(
-                c if c.isalnum() else "_" for c in spec.name
-            )
-            one, reason = self._hook(spec, hook, symbol)
-            if one is None:
-                return None, reason
-            planned.append(one)
-        return planned, ""
-
-    def _hook(self, spec: Spec, hook: Hook, symbol: str) -> tuple[_Planned | None, str]:
-        if hook.where == "tracepoint":
-            if f"__traceiter_{hook.target}" not in self._symbols:
-                return None, f"this kernel has no tracepoint {hook.target}, or its module is not loaded"
-            if "work" in hook.call.function and not {"irqfd_inject", "virqfd_inject"} <= self._visible():
-                return None, "the addresses of irqfd_inject and virqfd_inject are not visible in /proc/kallsyms"
-            return _Planned(symbol, hook, "raw_tracepoint"), ""
-        known = self._symbols.get(hook.target)
-        if known is None:
-            return None, f"the kernel has no function {hook.target}, or its module is not loaded, or it was inlined"
-        function = None if spec.name in self._demoted else self._btf.function(hook.target)
-        if function:
-            method = "fentry" if hook.where == "entry" else "fexit"
-            return _Planned(symbol, hook, method, function.module, function.id, function.arguments), ""
-        if "register_kprobe" not in self._symbols:
-            return None, f"{hook.target} has no type information and this kernel has no kprobes"
-        method = "kprobe" if hook.where == "entry" else "kretprobe"
-        return _Planned(symbol, hook, method, known.module), ""
-
-    def _visible(self) -> set[str]:
-        return {name for name in ADDRESSES if name in self._symbols and self._symbols[name].address}
-
-    def _source(self, plan: Plan, bar: str, ring_bytes: int) -> str:
-        machine = os.uname().machine
-        head = [
-            *self._offset_lines,
-            *(f"#define FN_{name} 0x{self._symbols[name].address:x}ull" for name in sorted(self._visible())),
-            f"#define RING_PAGES {ring_bytes // PAGE}",
-            f"#define HANDLER_GETS_IRQ_CTX {int(self._offsets['vfio_pci_irq_ctx_vdev'] is not None)}",
-            f"#define COUNT_BAR_ACCESS {int(bar == 'count')}",
-            c_header(),
-        ]
-        body = (resources.files("intxtrace") / "bpf" / "intxtrace.c").read_text()
-        tail = [
-            _wrapper(p.symbol, p.hook.call, method=p.method, arguments=p.arguments, machine=machine)
-            for programs in plan.programs.values()
-            for p in programs
-        ]
-        tail += [
-            _wrapper(f"q_{spec.name}", spec.call, method="uprobe", arguments=6, machine=machine)
-            for spec in qemu_specs(bar)
-        ]
-        return "\n".join([*head, body, *tail])
-
-
-def qemu_specs(bar: str) -> tuple[QemuSpec, ...]:
-    """Return the QEMU probes, and the kinds they make, for a way of watching BAR accesses (one of `BAR_MODES`)."""
-    specs = []
-    for spec in QEMU_CATALOGUE:
-        if Kind.QEMU_REGION_COUNT not in spec.kinds or bar == "count":
-            specs.append(spec)
-        elif bar == "all":
-            specs.append(replace(spec, kinds=spec.kinds[:1]))
-    return tuple(specs)
 
 
 @contextlib.contextmanager
@@ -316,7 +121,7 @@ class Probes:
         self._bcc = import_bcc()
         btf = Btf()
         try:
-            symbols = kernel.kernel_symbols(_wanted_symbols())
+            symbols = kernel.kernel_symbols(wanted_symbols())
             demoted = frozenset() if _takes_fentry(btf) else frozenset(spec.name for spec in CATALOGUE)
             while True:
                 plan = Planner(btf, symbols, demoted).plan(bar, ring_bytes)
@@ -390,7 +195,7 @@ class Probes:
             raise OSError(0, f"bcc made no program {symbol}")
         return ct.string_at(start, size)
 
-    def _attach_one(self, row: Probe, planned: _Planned, fds: dict[str, int]) -> None:
+    def _attach_one(self, row: Probe, planned: Planned, fds: dict[str, int]) -> None:
         code = self._code(planned.symbol)
         kind = int(Kind[row.kinds[0]])
         if planned.method in ("fentry", "fexit"):
@@ -415,7 +220,7 @@ class Probes:
         else:
             held.link = self._attach_kprobe(program, planned, held)
 
-    def _attach_kprobe(self, program: int, planned: _Planned, held: _Attached) -> int:
+    def _attach_kprobe(self, program: int, planned: Planned, held: _Attached) -> int:
         name = f"intxtrace_{planned.symbol}_{os.getpid()}"
         exit_probe = int(planned.method == "kretprobe")
         # Some Ubuntu kernels call a module's symbol ambiguous unless its module is named with it.
@@ -543,11 +348,3 @@ def _patch_slot(code: bytes, slot: int) -> bytes:
         if patched[at] in (_MOV_IMMEDIATE, _LD_IMMEDIATE_64) and patched[at + 4 : at + 8] == mark:
             patched[at + 4 : at + 8] = slot.to_bytes(4, "little")
     return bytes(patched)
-
-
-def _wanted_symbols() -> set[str]:
-    names = {"register_kprobe", *ADDRESSES}
-    for spec in CATALOGUE:
-        for hook in (*spec.hooks, *spec.fallback):
-            names.add(f"__traceiter_{hook.target}" if hook.where == "tracepoint" else hook.target)
-    return names

@@ -14,7 +14,8 @@ import numpy.typing as npt
 
 from intxtrace.capture import host
 from intxtrace.capture.loss import LossCounter
-from intxtrace.capture.program import DEFAULT_RING_BYTES, Probes
+from intxtrace.capture.plan import DEFAULT_RING_BYTES
+from intxtrace.capture.program import Probes
 from intxtrace.capture.qemu_functions import find_functions
 from intxtrace.capture.ring import Drain, Events, open_ring, own_event
 from intxtrace.errors import IntxtraceError

@@ -11,7 +11,8 @@ from typing import Any, Self
 from intxtrace.capture import kernel
 from intxtrace.capture.bcc_import import import_bcc
 from intxtrace.capture.btf import Btf
-from intxtrace.capture.program import Planner, compile_source
+from intxtrace.capture.plan import Planner
+from intxtrace.capture.program import compile_source
 from intxtrace.events import Kind
 
 _PROGRAM = """

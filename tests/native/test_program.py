@@ -11,7 +11,8 @@ from intxtrace.capture import kernel
 from intxtrace.capture.bcc_import import import_bcc
 from intxtrace.capture.btf import Btf
 from intxtrace.capture.host import installed_qemu
-from intxtrace.capture.program import BAR_MODES, Planner, Probes, compile_source
+from intxtrace.capture.plan import BAR_MODES, Planner
+from intxtrace.capture.program import Probes, compile_source
 from intxtrace.capture.qemu_functions import find_functions
 from intxtrace.errors import IntxtraceError
 from tests.unit.test_catalogue import EVERYTHING, FUNCTIONS, FakeBtf, planner

@@ -13,7 +13,8 @@ from intxtrace.capture import catalogue
 from intxtrace.capture.btf import Btf, Function
 from intxtrace.capture.catalogue import CATALOGUE, OFFSETS, QEMU_CATALOGUE, RETURN
 from intxtrace.capture.kernel import Symbol
-from intxtrace.capture.program import Planner, _patch_slot, qemu_specs
+from intxtrace.capture.plan import Planner, qemu_specs
+from intxtrace.capture.program import _patch_slot
 from intxtrace.events import Flag, Kind, c_header
 
 SOURCE = (resources.files("intxtrace") / "bpf" / "intxtrace.c").read_text()
