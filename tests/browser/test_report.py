@@ -12,6 +12,7 @@ from playwright.sync_api import Browser, ViewportSize, sync_playwright
 
 from intxtrace.__main__ import main
 from intxtrace.analysis import analyse
+from intxtrace.api import open_trace
 from intxtrace.render.html import write_report
 from tests.frames_sample import HOSTILE, MARKUP, sample, sample_metadata, tables
 
@@ -40,11 +41,11 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture(params=sorted((Path(__file__).parents[1] / "traces").glob("*.intx")), ids=lambda path: path.stem)
-def recorded(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    """The report that the command writes of a real recording."""
+def recorded(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, int]:
+    """The report that the command writes of a real recording, and how many devices that has."""
     page = tmp_path / "report.html"
     assert main(["report", str(request.param), "-o", str(page)]) == 0
-    return page
+    return page, open_trace(request.param).interrupts["bdf"].nunique()
 
 
 @dataclass
@@ -77,12 +78,13 @@ def test_page_draws_without_a_word_and_without_a_request(
     assert opened.page.evaluate("document.documentElement.scrollWidth") <= width
 
 
-def test_a_real_recording_draws(browser: Browser, recorded: Path) -> None:
-    opened = open_report(browser, recorded)
+def test_a_real_recording_draws(browser: Browser, recorded: tuple[Path, int]) -> None:
+    page, devices = recorded
+    opened = open_report(browser, page)
     assert opened.messages == []
-    assert opened.requests == [recorded.as_uri()]
+    assert opened.requests == [page.as_uri()]
     plots = opened.page.query_selector_all("[data-figure]")
-    assert len(plots) == 3
+    assert len(plots) == 3 * devices
     assert all(int(plot.get_attribute("data-drawn")) > 0 for plot in plots)
 
 
