@@ -45,8 +45,10 @@ def on_irqfd_inject(s: State, e: Any) -> None:
     """The worker that irqfd_wakeup scheduled (or kvm_irqfd, for an eventfd that was signalled before) injects."""
     t = task_of(s, e)
     task = s.tasks[t]
-    end_injection(s, task, NULL)
+    before = end_injection(s, task, NULL)
     d = device_of_irqfd(s, e)
+    if before >= 0 and before != d:
+        hand_out_settled(s, before)
     if d < 0:
         return
     end_fresh(s, d, NULL)
@@ -56,8 +58,7 @@ def on_irqfd_inject(s: State, e: Any) -> None:
     i = s.devices[d].head
     while i >= 0:
         x = s.interrupts[i]
-        edge = x.path == HYBRID and x.injected_at == x.woken_at and x.woken_at != NULL
-        if (x.woken_at != NULL and x.injected_at == NULL) or edge:
+        if x.assumed or (x.woken_at != NULL and x.injected_at == NULL):
             inject(s, i, injected, e.ts)
             injected = i
         i = x.next
@@ -76,12 +77,14 @@ def on_irqfd_inject(s: State, e: Any) -> None:
     observe_path(s, d, STATE_KERNEL if e.link2 != 0 else STATE_HYBRID, True)
     task.injecting = d
     task.asserted = 0
+    hand_out_settled(s, d)
 
 
 def inject(s: State, i: int, before: int, ts: int) -> None:
     """The line is raised for an interrupt; `before` is another one that the same call raises it for, or -1."""
     x = s.interrupts[i]
     x.injected_at = ts
+    x.assumed = 0
     x.fresh = 1
     if before >= 0:
         x.coalesced = 1
@@ -106,7 +109,9 @@ def on_kvm_set_irq(s: State, e: Any) -> None:
                 s.interrupts[i].injected_at = e.ts
             i = s.interrupts[i].next
         return
-    end_injection(s, task, NULL)
+    before = end_injection(s, task, NULL)
+    if before >= 0:
+        hand_out_settled(s, before)
     if e.arg1 != SOURCE_USERSPACE:
         return
     d = task.taking
@@ -137,18 +142,21 @@ def on_kvm_set_irq(s: State, e: Any) -> None:
 def on_kvm_set_irq_exit(s: State, e: Any) -> None:
     """kvm_set_irq returned: whether the controller took the level as a new delivery."""
     if e.aux != 0:
-        end_injection(s, s.tasks[task_of(s, e)], e.value)
+        d = end_injection(s, s.tasks[task_of(s, e)], e.value)
+        if d >= 0:
+            hand_out_settled(s, d)
 
 
-def end_injection(s: State, task: Any, returned: int) -> None:
-    """The call that raised the line is over, with what it returned (NULL: not known).
+def end_injection(s: State, task: Any, returned: int) -> int:
+    """The call that raised the line is over, with what it returned (NULL: not known). Returns its device, or -1.
 
     ioapic_service returns -1 where the pin is masked or its remote IRR is set, pic_set_irq1 0 where the request bit is.
     """
-    d = task.injecting
+    d: int = task.injecting
     task.injecting = -1
     if d >= 0:
         end_fresh(s, d, returned)
+    return d
 
 
 def end_fresh(s: State, d: int, returned: int) -> None:
@@ -340,3 +348,4 @@ def on_virqfd_wakeup(s: State, e: Any) -> None:
             if x.eoi_at == NULL and task.exit_at != NULL and task.exit_at >= x.injected_at:
                 x.eoi_at = task.exit_at
         i = x.next
+    hand_out_settled(s, d)

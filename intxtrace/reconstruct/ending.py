@@ -5,25 +5,30 @@ from __future__ import annotations
 from typing import Any
 
 from intxtrace.reconstruct.identity import find
-from intxtrace.reconstruct.state import MAX_IN_FLIGHT, NULL, TAG_PID, State
+from intxtrace.reconstruct.state import HANDED_OUT, MAX_IN_FLIGHT, NULL, TAG_PID, State
 from intxtrace.reconstruct.vocabulary import (
     CANCELLED,
     COMPLETE,
     EVENTFD_READ,
+    EVENTFD_WRITE,
     HEADLESS,
+    IRQFD_INJECT,
     KERNEL,
     KVM_ACK,
     KVM_SET_IRQ,
+    KVM_SET_IRQ_EXIT,
     LOSSY,
     NO_PATH,
     OPEN,
     QEMU_EOI,
     QEMU_INTERRUPT,
+    QEMU_RESAMPLE_NOTIFY,
     RESAMPLER_ACK,
     SETTLED,
     TORN_DOWN,
     UNMASK_EXIT,
     USERSPACE,
+    VIRQFD_WAKEUP,
 )
 
 
@@ -37,8 +42,11 @@ def shows_acknowledgement(s: State, i: int) -> bool:
         # With its irqchip in userspace QEMU asserts no line in KVM, and lowers none.
         shown = s.kinds[QEMU_EOI] > 0 or (s.kinds[KVM_SET_IRQ] > 0 and x.injected_at != NULL)
         return shown
-    # hybrid: the unmask comes from userspace, so it is itself the last word. held, unknown: nobody acknowledges.
-    return False
+    # hybrid: the guest's EOI leaves a split irqchip to QEMU, which writes the resamplefd (kvm_resample_fd_notify);
+    # without one the unmask, which comes from userspace, is itself the last word. held, unknown: nobody acknowledges.
+    written = s.kinds[QEMU_RESAMPLE_NOTIFY] > 0 or s.kinds[EVENTFD_WRITE] > 0
+    shown = x.msi != 0 and written and s.kinds[VIRQFD_WAKEUP] > 0
+    return shown
 
 
 def settled(s: State, i: int) -> bool:
@@ -51,6 +59,10 @@ def settled(s: State, i: int) -> bool:
         return False  # Signalled, and nobody has taken it yet.
     if x.acknowledged_at != NULL or x.doomed or x.unshown:
         return True
+    if x.fresh and s.kinds[KVM_SET_IRQ_EXIT] > 0:
+        return False  # kvm_set_irq has not returned: when it was injected, and whether it coalesced, is not all told.
+    if x.woken_at != NULL and x.injected_at == NULL and s.kinds[IRQFD_INJECT] > 0:
+        return False  # irqfd_wakeup has scheduled its injection.
     # Where no probe shows any end, it has ended when a later interrupt took its place.
     return not masked and not shows_acknowledgement(s, i)
 
@@ -145,7 +157,7 @@ def hand_out(s: State, d: int, why: int) -> None:
     if device.masked_by == i:
         device.masked_by = -1
     if device.handler_interrupt == i:
-        device.handler_interrupt = -1
+        device.handler_interrupt = HANDED_OUT
     if device.trapped == i:
         device.trapped = -1
     x.next = m.free

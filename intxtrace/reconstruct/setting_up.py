@@ -22,7 +22,7 @@ from intxtrace.reconstruct.identity import (
     task_of,
     vm_of,
 )
-from intxtrace.reconstruct.masking import no_irqfd_took_it
+from intxtrace.reconstruct.masking import forget_unmasks, no_irqfd_took_it
 from intxtrace.reconstruct.state import NULL, TAG_DEVICE, TAG_PID, TAG_ROW, TAG_VM, State
 from intxtrace.reconstruct.states import set_state
 from intxtrace.reconstruct.vocabulary import (
@@ -185,8 +185,7 @@ def shut_down(s: State, d: int, reason: int, ts: int) -> None:
     device.trigger = 0
     device.resample = 0
     device.virq_disabled = 0
-    device.unmask_open = 0
-    device.proof_at = NULL
+    forget_unmasks(s, d)
     if device.line >= 0:
         leave_line(s, d)
     set_state(s, d, OFF, reason, 0, ts)
@@ -209,8 +208,7 @@ def lose(s: State, d: int) -> None:
     device = s.devices[d]
     device.lost = 1
     device.mask_known = 0
-    device.unmask_open = 0
-    device.proof_at = NULL
+    forget_unmasks(s, d)
     device.handler_at = NULL
     device.trapped = -1
     i = device.head
@@ -234,6 +232,8 @@ def on_probe(s: State, e: Any) -> None:
         if probe.row == e.aux and probe.on != on:
             probe.on = on
             s.kinds[probe.kind] += 1 if on else -1
+    for d in range(s.machine[0].n_devices):
+        hand_out_settled(s, d)  # What no probe can show any more is not waited for.
 
 
 def on_device(s: State, e: Any, device_pids: Any) -> None:

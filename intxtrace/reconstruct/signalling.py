@@ -237,6 +237,7 @@ def on_irqfd_wakeup(s: State, e: Any) -> None:
         # Without a resampler the route may be an MSI (split irqchip), delivered inside the wake-up
         # (kvm_arch_set_irq_inatomic); an irqfd_inject that follows says otherwise and replaces the instant.
         x.injected_at = e.ts
+        x.assumed = 1
     observe_path(s, d, STATE_KERNEL if e.link2 != 0 else STATE_HYBRID, True)
     hand_out_settled(s, d)
 
@@ -264,3 +265,5 @@ def on_msi_set_irq(s: State, e: Any) -> None:
     i = s.devices[d].tail
     if i >= 0 and s.interrupts[i].path == HYBRID and s.interrupts[i].injected_at == NULL:
         s.interrupts[i].injected_at = e.ts
+        s.interrupts[i].msi = 1
+        hand_out_settled(s, d)

@@ -25,6 +25,7 @@ SET_TRIGGER = SetIrqs.ACTION_TRIGGER | SetIrqs.DATA_EVENTFD
 SET_RESAMPLE = SetIrqs.ACTION_UNMASK | SetIrqs.DATA_EVENTFD
 TRIGGER_NOW = SetIrqs.ACTION_TRIGGER | SetIrqs.DATA_NONE
 BY_UNMASK = Flag.IN_SET_IRQS | Flag.IN_UNMASK | Flag.IN_VIRQFD_INJECT
+NOWHERE = (None, None)
 
 Row = dict[str, Any]
 
@@ -57,6 +58,10 @@ class Interrupt:
     reentries: int | None = None
     being_raised: bool = False
     """kvm_set_irq(level 1) is running for it."""
+    injected_assumed: bool = False
+    """Inside the wake-up, unless an irqfd_inject follows."""
+    split: bool = False
+    """It was injected as an MSI: the irqchip is split, and QEMU writes the resamplefd when the guest ends it."""
     torn: bool = False
     """What would have acknowledged it is gone."""
     acknowledged_unseen: bool = False
@@ -75,8 +80,10 @@ class Interrupt:
 class Unmask:
     """A call of vfio_pci_intx_unmask_handler that has not returned."""
 
-    proof: int | None = None
+    opened: int | None = None
+    """When it was seen to open the line, until somebody claimed it."""
     claimed_within: bool = False
+    """The line was claimed since it opened it."""
 
 
 @dataclass(eq=False)
@@ -103,6 +110,8 @@ class Task:
     irqs_device: Device | None = None
     irqs_flags: int = 0
     irqs_last: int = 0
+    proof: bool = False
+    """The unmask that runs was seen to open the line."""
 
 
 @dataclass(eq=False)
@@ -166,7 +175,7 @@ class Reference:
 
     def shows(self, *kinds: Kind) -> bool:
         if not self.probes:
-            return True
+            return Kind.QEMU_REGION_COUNT not in kinds or len(kinds) > 1
         return any(on and kind.name in names for on, names in self.probes.values() for kind in kinds)
 
     # ---- identities
@@ -281,12 +290,17 @@ class Reference:
             return False
         if x.acknowledged is not None or x.torn or x.acknowledged_unseen:
             return True
+        if x.being_raised and self.shows(Kind.KVM_SET_IRQ_EXIT):
+            return False
+        if x.woken is not None and x.injected is None and self.shows(Kind.IRQFD_INJECT):
+            return False
         if x.path == "kernel":
             shown = self.shows(Kind.RESAMPLER_ACK, Kind.KVM_ACK)
         elif x.path == "userspace":
             shown = self.shows(Kind.QEMU_EOI) or (self.shows(Kind.KVM_SET_IRQ) and x.injected is not None)
         else:
-            shown = False
+            written = self.shows(Kind.QEMU_RESAMPLE_NOTIFY, Kind.EVENTFD_WRITE)
+            shown = x.split and written and self.shows(Kind.VIRQFD_WAKEUP)
         return not masked and not shown
 
     def awaited(self, x: Interrupt) -> bool:
@@ -350,8 +364,8 @@ class Reference:
 
     # ---- states and counters
 
-    def count(self, d: Device | None, counter: str, n: int = 1, region: int | None = None, at: int | None = None) -> None:
-        self.counts[d, counter, region, at] += n
+    def count(self, d: Device | None, counter: str, n: int = 1, where: tuple[int | None, int | None] = NOWHERE) -> None:
+        self.counts[d, counter, *where] += n
 
     def end_window(self) -> None:
         for (d, counter, region, offset), n in self.counts.items():
@@ -418,11 +432,13 @@ class Reference:
         before, d.masked_by = d.masked_by, None
         if d.unmasks:
             # The unmask that is running opened it.
-            proofs = [call.proof for call in d.unmasks.values() if call.proof is not None]
+            proofs = [call.opened for call in d.unmasks.values() if call.opened is not None]
             for call in d.unmasks.values():
                 call.claimed_within = True
-            if before:
-                before.unmasked = max(proofs) if proofs else d.handler.entered
+                call.opened = None
+            opened = max(proofs) if proofs else d.handler.entered
+            if before and opened is not None:
+                before.unmasked = opened
                 before.proof = "checked" if proofs else "assumed"
         elif before and self.shows(Kind.UNMASK_EXIT):
             before.lossy = before.torn = True
@@ -447,7 +463,8 @@ class Reference:
             x = self.claim(d)
         else:
             flags = self.task(e).irqs_flags
-            loopback = e.flags & Flag.IN_SET_IRQS and flags & SetIrqs.ACTION_TRIGGER and not flags & SetIrqs.DATA_EVENTFD
+            fires = flags & SetIrqs.ACTION_TRIGGER and flags & (SetIrqs.DATA_NONE | SetIrqs.DATA_BOOL)
+            loopback = e.flags & Flag.IN_SET_IRQS and fires
             owner = d.masked_by
             if owner and owner.origin in ("resignal", "pending") and owner.sent is None:
                 x = owner
@@ -499,6 +516,7 @@ class Reference:
         x.path = "kernel" if e.link2 else "hybrid"
         if not e.link2 and not self.shows(Kind.MSI_SET_IRQ):
             x.injected = e.ts
+            x.injected_assumed = True
         self.observe(d, x.path, True, e.ts)
 
     def on_msi_set_irq(self, e: Event) -> None:
@@ -507,12 +525,14 @@ class Reference:
             d = self.woken[0]
         if d and d.flight and d.flight[-1].path == "hybrid" and d.flight[-1].injected is None:
             d.flight[-1].injected = e.ts
+            d.flight[-1].split = True
 
     # ---- delivering
 
     def raise_line(self, x: Interrupt, with_another: bool, ts: int) -> None:
         x.injected = ts
         x.being_raised = True
+        x.injected_assumed = False
         if with_another:
             x.coalesced = True
         if x.path == "userspace" and self.shows(Kind.KVM_ACK):
@@ -526,11 +546,7 @@ class Reference:
             return
         self.raised_line(d, None)
         path = "kernel" if e.link2 else "hybrid"
-        queued = [
-            x
-            for x in d.flight
-            if x.woken is not None and (x.injected is None or (x.path == "hybrid" and x.injected == x.woken))
-        ]
+        queued = [x for x in d.flight if x.injected_assumed or (x.woken is not None and x.injected is None)]
         if not queued:
             waiting = [x for x in d.flight if x.waiting()]
             if waiting:
@@ -688,39 +704,41 @@ class Reference:
     # ---- masking
 
     def on_unmask_entry(self, e: Event) -> None:
-        self.device(e).unmasks[self.task_key(e)] = Unmask()
+        self.task(e).proof = False
+        calls = self.device(e).unmasks
+        before = calls.get(self.task_key(e))  # Its return was not recorded: what it opened is still open.
+        calls[self.task_key(e)] = Unmask(before.opened if before else None)
 
     def on_checked_unmask(self, e: Event) -> None:
         d = self.known(e)
         if d:
             d.shared_mode = True
         if e.value:
-            self.proved(d, e)
+            self.on_enable_irq(e)
 
     def on_enable_irq(self, e: Event) -> None:
-        self.proved(self.known(e), e)
-
-    def proved(self, d: Device | None, e: Event) -> None:
-        key = self.task_key(e)
-        for each in [d] if d else self.devices:
-            if d or key in each.unmasks:
-                each.unmasks.setdefault(key, Unmask()).proof = e.ts
+        self.task(e).proof = True
+        d = self.known(e)
+        if d and self.task_key(e) in d.unmasks:
+            # Whoever claimed the line before this, it is open for now.
+            d.unmasks[self.task_key(e)] = Unmask(opened=e.ts)
 
     def on_unmask_exit(self, e: Event) -> None:
         d = self.device(e)
         task = self.task(e)
         call = d.unmasks.pop(self.task_key(e), Unmask())
+        proof, task.proof = task.proof, False
         if e.value > 0:
             self.refuse(d, task, e.ts)
         elif call.claimed_within:
             pass
-        elif self.really_unmasked(d, call):
-            x = d.masked_by or self.end_without_beginning(d, task, call)
+        elif self.really_unmasked(d, proof):
+            x = d.masked_by or self.end_without_beginning(d, task, proof)
             d.mask_known = True
             d.masked_by = None
             if x:
                 x.unmasked = e.ts
-                x.proof = "checked" if call.proof is not None else "assumed"
+                x.proof = "checked" if proof else "assumed"
             else:
                 self.count(d, "noop_unmasks")
         else:
@@ -728,14 +746,14 @@ class Reference:
         task.ack = None
         task.resampling = False
 
-    def really_unmasked(self, d: Device, call: Unmask) -> bool:
-        if call.proof is not None:
+    def really_unmasked(self, d: Device, proof: bool) -> bool:
+        if proof:
             return True
         would_be_seen = self.shows(Kind.CHECKED_UNMASK) and (self.shows(Kind.ENABLE_IRQ) or d.shared_mode)
         return not d.virq_disabled and not would_be_seen and (d.masked_by is not None or not d.mask_known)
 
-    def end_without_beginning(self, d: Device, task: Task, call: Unmask) -> Interrupt | None:
-        if d.mask_known or not (call.proof is not None or task.resampling):
+    def end_without_beginning(self, d: Device, task: Task, proof: bool) -> Interrupt | None:
+        if d.mask_known or not (proof or task.resampling):
             return None
         x = self.open_without_beginning(d, "kernel" if task.resampling else "unknown")
         if task.resampling and task.ack:
@@ -746,7 +764,7 @@ class Reference:
     def refuse(self, d: Device, task: Task | None, ts: int) -> Interrupt:
         parent = d.masked_by
         if parent is None and task is not None:
-            parent = self.end_without_beginning(d, task, Unmask())
+            parent = self.end_without_beginning(d, task, False)
         if parent and (parent.sent is not None or parent.headless):
             child = self.open_masked(d, "resignal", ts if task is not None else None)
             child.parent = parent
@@ -854,12 +872,12 @@ class Reference:
             self.task(e).exited = e.ts
 
     def on_qemu_region_read(self, e: Event) -> None:
-        if not self.shows(Kind.QEMU_REGION_COUNT) or not self.probes:
+        if not self.shows(Kind.QEMU_REGION_COUNT):
             self.accesses(e, 1, 0)
             self.accesses_at(e, "bar_reads", 1)
 
     def on_qemu_region_write(self, e: Event) -> None:
-        if not self.shows(Kind.QEMU_REGION_COUNT) or not self.probes:
+        if not self.shows(Kind.QEMU_REGION_COUNT):
             self.accesses(e, 0, 1)
             self.accesses_at(e, "bar_writes", 1)
 
@@ -880,7 +898,7 @@ class Reference:
     def accesses_at(self, e: Event, counter: str, n: int) -> None:
         d = self.of_qemu(e)
         if d:
-            self.count(d, counter, n, e.aux, e.arg0)
+            self.count(d, counter, n, (e.aux, e.arg0))
 
     def on_qemu_mmaps(self, e: Event) -> None:
         d = self.of_qemu(e)
