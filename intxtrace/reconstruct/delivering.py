@@ -236,10 +236,24 @@ def on_kvm_ack(s: State, e: Any) -> None:
         return
     d = s.lines[line].first
     while d >= 0:
+        quicker_than_the_call(s, d)
+        d = s.devices[d].next_on_line
+    d = s.lines[line].first
+    while d >= 0:
         following = s.devices[d].next_on_line
         eoi_of_device(s, d, e.ts)
         hand_out_settled(s, d)
         d = following
+
+
+def quicker_than_the_call(s: State, d: int) -> None:
+    """The guest's EOI came before the return of kvm_set_irq: it ends that delivery if there is no other to end."""
+    i = s.devices[d].head
+    while i >= 0:
+        x = s.interrupts[i]
+        if x.fresh and x.path != USERSPACE and x.coalesced == NULL and not in_service(s, i):
+            x.coalesced = 0
+        i = x.next
 
 
 def eoi_of_device(s: State, d: int, ts: int) -> None:
@@ -252,9 +266,6 @@ def eoi_of_device(s: State, d: int, ts: int) -> None:
         if x.injected_at != NULL and x.eoi_at == NULL and not x.doomed:
             if x.path != USERSPACE:
                 x.eoi_at = ts
-                if x.fresh and x.coalesced == NULL and not in_service(s, i):
-                    # The guest was quicker than the return of kvm_set_irq, and it had nothing else to end.
-                    x.coalesced = 0
                 if x.acknowledged_at == NULL and not (x.path == KERNEL and s.kinds[RESAMPLER_ACK] > 0):
                     x.acknowledged_at = ts
             elif x.acknowledged_at != NULL:

@@ -10,6 +10,7 @@ from intxtrace.reconstruct.vocabulary import (
     CANCELLED,
     COMPLETE,
     EVENTFD_READ,
+    EVENTFD_SIGNAL,
     EVENTFD_WRITE,
     HEADLESS,
     IRQFD_INJECT,
@@ -20,10 +21,12 @@ from intxtrace.reconstruct.vocabulary import (
     LOSSY,
     NO_PATH,
     OPEN,
+    PENDING,
     QEMU_EOI,
     QEMU_INTERRUPT,
     QEMU_RESAMPLE_NOTIFY,
     RESAMPLER_ACK,
+    RESIGNAL,
     SETTLED,
     TORN_DOWN,
     UNMASK_EXIT,
@@ -57,6 +60,15 @@ def settled(s: State, i: int) -> bool:
         return False
     if x.path == NO_PATH and x.sent_at != NULL and x.unmasked_at == NULL and x.refused_at == NULL:
         return False  # Signalled, and nobody has taken it yet.
+    refused = x.origin == RESIGNAL or x.origin == PENDING
+    if (
+        refused
+        and x.sent_at == NULL
+        and not x.lossy
+        and s.devices[x.device].trigger != 0
+        and s.kinds[EVENTFD_SIGNAL] > 0
+    ):
+        return False  # The worker that signals it has not come yet (virqfd_inject).
     if x.acknowledged_at != NULL or x.doomed or x.unshown:
         return True
     if x.fresh and s.kinds[KVM_SET_IRQ_EXIT] > 0:

@@ -64,14 +64,11 @@ def on_eventfd_signal(s: State, e: Any) -> None:
     if d < 0:
         return
     learn_trigger(s, d, e.link)
-    device = s.devices[d]
     if e.flags & IN_HANDLER:
         i = claim(s, d)
     else:
-        i = device.masked_by
-        # The unmask that found the line asserted has raised it; its caller signals.
-        raised = i >= 0 and (s.interrupts[i].origin == RESIGNAL or s.interrupts[i].origin == PENDING)
-        if not raised or s.interrupts[i].sent_at != NULL:
+        i = first_unsent(s, d)
+        if i < 0:
             t = task_of(s, e)
             flags = s.tasks[t].set_irqs_flags
             if e.flags & IN_SET_IRQS and flags & ACTION_TRIGGER and flags & (DATA_NONE | DATA_BOOL):
@@ -84,6 +81,20 @@ def on_eventfd_signal(s: State, e: Any) -> None:
                 i = raise_interrupt(s, d, NO_ORIGIN, NULL)
     s.interrupts[i].sent_at = e.ts
     hand_out_settled(s, d)
+
+
+def first_unsent(s: State, d: int) -> int:
+    """Return the oldest interrupt that an unmask which found the line asserted has raised, not signalled yet, or -1.
+
+    The caller of the unmask signals it; where that is virqfd_inject's worker, another unmask may come first.
+    """
+    i: int = s.devices[d].head
+    while i >= 0:
+        x = s.interrupts[i]
+        if (x.origin == RESIGNAL or x.origin == PENDING) and x.sent_at == NULL:
+            return i
+        i = x.next
+    return -1
 
 
 def on_eventfd_write(s: State, e: Any) -> None:

@@ -85,10 +85,16 @@ def grouped(interrupts: list[dict[str, Any]], states: list[dict[str, Any]], coun
         place[row.pop("id")] = (row["device"], len(mine))
         row["parent"] = place.get(row["parent"])
         mine.append(row)
+    if None in by_device["interrupts"]:
+        # Several devices may have no id.
+        for row in by_device["interrupts"][None]:
+            row["parent"] = row["parent"] is not None
+        by_device["interrupts"][None].sort(key=lambda row: str(sorted(row.items())))
     for row in states:
         by_device["states"][row["device"]].append(row)
     for row in counters:
         by_device["counters"][row["device"]].append(row)
+    by_device["states"][None].sort(key=lambda row: str(sorted(row.items())))
     for rows in by_device["counters"].values():
         rows.sort(key=lambda row: [str(row[name]) for name in sorted(row)])
     return {table: dict(devices) for table, devices in by_device.items()}

@@ -288,6 +288,9 @@ class Reference:
             return False
         if x.path == "unknown" and x.sent is not None and x.unmasked is None and x.refused is None:
             return False
+        unsent = x.origin in ("resignal", "pending") and x.sent is None and not x.lossy
+        if unsent and x.device.trigger and self.shows(Kind.EVENTFD_SIGNAL):
+            return False
         if x.acknowledged is not None or x.torn or x.acknowledged_unseen:
             return True
         if x.being_raised and self.shows(Kind.KVM_SET_IRQ_EXIT):
@@ -465,9 +468,9 @@ class Reference:
             flags = self.task(e).irqs_flags
             fires = flags & SetIrqs.ACTION_TRIGGER and flags & (SetIrqs.DATA_NONE | SetIrqs.DATA_BOOL)
             loopback = e.flags & Flag.IN_SET_IRQS and fires
-            owner = d.masked_by
-            if owner and owner.origin in ("resignal", "pending") and owner.sent is None:
-                x = owner
+            raised_by_unmask = [x for x in d.flight if x.origin in ("resignal", "pending") and x.sent is None]
+            if raised_by_unmask:
+                x = raised_by_unmask[0]
             elif loopback:
                 x = self.open(d, "software", e.ts)
             elif e.flags & BY_UNMASK:
@@ -648,7 +651,13 @@ class Reference:
         task = self.task(e)
         task.ack = (e.ts, self.vm(e), gsi)
         task.resampling = False
-        for d in self.on_line(self.vm(e), gsi):
+        line = self.on_line(self.vm(e), gsi)
+        raised = [x for d in line for x in d.flight if x.being_raised and x.path != "userspace" and x.coalesced is None]
+        for x in raised:
+            # The guest was quicker than the return of kvm_set_irq; was there another delivery that it ended?
+            if not self.in_service(x):
+                x.coalesced = False
+        for d in line:
             self.guest_eoi(d, e.ts)
 
     def guest_eoi(self, d: Device, ts: int) -> None:
@@ -660,8 +669,6 @@ class Reference:
         for x in reached:
             if x.path != "userspace":
                 x.eoi = ts
-                if x.being_raised and x.coalesced is None and not self.in_service(x):
-                    x.coalesced = False
                 by_resampler = x.path == "kernel" and self.shows(Kind.RESAMPLER_ACK)
                 if x.acknowledged is None and not by_resampler:
                     x.acknowledged = ts
