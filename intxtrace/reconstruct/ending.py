@@ -14,6 +14,7 @@ from intxtrace.reconstruct.vocabulary import (
     EVENTFD_WRITE,
     HEADLESS,
     IRQFD_INJECT,
+    IRQFD_WAKEUP,
     KERNEL,
     KVM_ACK,
     KVM_SET_IRQ,
@@ -58,16 +59,12 @@ def settled(s: State, i: int) -> bool:
     masked = s.devices[x.device].masked_by == i
     if masked and s.kinds[UNMASK_EXIT] > 0:
         return False
-    if x.path == NO_PATH and x.sent_at != NULL and x.unmasked_at == NULL and x.refused_at == NULL:
+    # An unmask ends it, but not one that came before the signal.
+    unmasked = x.unmasked_at != NULL and (x.unmasked_at > x.sent_at or s.kinds[IRQFD_WAKEUP] == 0)
+    if x.path == NO_PATH and x.sent_at != NULL and not unmasked and x.refused_at == NULL:
         return False  # Signalled, and nobody has taken it yet.
-    refused = x.origin == RESIGNAL or x.origin == PENDING
-    if (
-        refused
-        and x.sent_at == NULL
-        and not x.lossy
-        and s.devices[x.device].trigger != 0
-        and s.kinds[EVENTFD_SIGNAL] > 0
-    ):
+    unsent = (x.origin == RESIGNAL or x.origin == PENDING) and x.sent_at == NULL and not x.lossy
+    if unsent and s.devices[x.device].trigger != 0 and s.kinds[EVENTFD_SIGNAL] > 0:
         return False  # The worker that signals it has not come yet (virqfd_inject).
     if x.acknowledged_at != NULL or x.doomed or x.unshown:
         return True

@@ -170,7 +170,8 @@ def first_untaken(s: State, d: int) -> int:
     i: int = s.devices[d].head
     while i >= 0:
         x = s.interrupts[i]
-        if x.sent_at != NULL and x.woken_at == NULL and x.taken_at == NULL and not x.doomed:
+        signalled = x.sent_at != NULL or s.kinds[EVENTFD_SIGNAL] == 0
+        if signalled and x.woken_at == NULL and x.taken_at == NULL and not x.doomed and not x.headless:
             return i
         i = x.next
     return -1

@@ -71,10 +71,6 @@ class Interrupt:
     lossy: bool = False
     row: Row | None = None
 
-    def waiting(self) -> bool:
-        """Signalled, and neither QEMU nor an irqfd took it."""
-        return self.sent is not None and self.woken is None and self.taken is None and not self.torn
-
 
 @dataclass(eq=False)
 class Unmask:
@@ -286,8 +282,9 @@ class Reference:
         masked = x.device.masked_by is x
         if masked and self.shows(Kind.UNMASK_EXIT):
             return False
-        if x.path == "unknown" and x.sent is not None and x.unmasked is None and x.refused is None:
-            return False
+        if x.path == "unknown" and x.sent is not None and x.refused is None:
+            if x.unmasked is None or (x.unmasked <= x.sent and self.shows(Kind.IRQFD_WAKEUP)):
+                return False
         unsent = x.origin in ("resignal", "pending") and x.sent is None and not x.lossy
         if unsent and x.device.trigger and self.shows(Kind.EVENTFD_SIGNAL):
             return False
@@ -551,7 +548,7 @@ class Reference:
         path = "kernel" if e.link2 else "hybrid"
         queued = [x for x in d.flight if x.injected_assumed or (x.woken is not None and x.injected is None)]
         if not queued:
-            waiting = [x for x in d.flight if x.waiting()]
+            waiting = self.waiting(d)
             if waiting:
                 x = waiting[0]
             else:
@@ -827,8 +824,20 @@ class Reference:
             else:
                 self.count(d, "spurious_wakeups")
 
+    def waiting(self, d: Device) -> list[Interrupt]:
+        """Signalled (or raised, where no probe shows signals), and neither QEMU nor an irqfd took it."""
+        return [
+            x
+            for x in d.flight
+            if (x.sent is not None or not self.shows(Kind.EVENTFD_SIGNAL))
+            and x.woken is None
+            and x.taken is None
+            and not x.torn
+            and not x.headless
+        ]
+
     def only_waiting(self, tgid: int) -> Device | None:
-        waiting = [d for d in self.devices if d.owner == tgid and any(x.waiting() for x in d.flight)]
+        waiting = [d for d in self.devices if d.owner == tgid and self.waiting(d)]
         return waiting[0] if len(waiting) == 1 else None
 
     def take(self, d: Device, task: Task, at: int, now: int, *, probed: bool) -> None:
@@ -836,7 +845,7 @@ class Reference:
         if d.trapped:
             d.trapped.counting_bars = False
             d.trapped = None
-        taken = [x for x in d.flight if x.waiting()]
+        taken = self.waiting(d)
         for x in taken[1:]:
             x.coalesced = True
         if not taken:
