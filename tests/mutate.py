@@ -84,7 +84,7 @@ def goldens() -> list[Callable[[], None]]:
     calls: list[Callable[[], None]] = []
     for module in GOLDENS:
         for name, test in vars(module).items():
-            if not name.startswith("test_"):
+            if not name.startswith("test_") or not isinstance(test, FunctionType):
                 continue
             marks = [mark for mark in getattr(test, "pytestmark", []) if mark.name == "parametrize"]
             if not marks:

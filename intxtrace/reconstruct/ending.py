@@ -59,8 +59,8 @@ def settled(s: State, i: int) -> bool:
     masked = s.devices[x.device].masked_by == i
     if masked and s.kinds[UNMASK_EXIT] > 0:
         return False
-    # An unmask ends it, but not one that came before the signal.
-    unmasked = x.unmasked_at != NULL and (x.unmasked_at > x.sent_at or s.kinds[IRQFD_WAKEUP] == 0)
+    # An unmask is the last word only where no irqfd_wakeup is recorded: another task may unmask inside the signal.
+    unmasked = x.unmasked_at != NULL and s.kinds[IRQFD_WAKEUP] == 0
     if x.path == NO_PATH and x.sent_at != NULL and not unmasked and x.refused_at == NULL:
         return False  # Signalled, and nobody has taken it yet.
     unsent = (x.origin == RESIGNAL or x.origin == PENDING) and x.sent_at == NULL and not x.lossy

@@ -282,9 +282,13 @@ class Reference:
         masked = x.device.masked_by is x
         if masked and self.shows(Kind.UNMASK_EXIT):
             return False
-        if x.path == "unknown" and x.sent is not None and x.refused is None:
-            if x.unmasked is None or (x.unmasked <= x.sent and self.shows(Kind.IRQFD_WAKEUP)):
-                return False
+        if (
+            x.path == "unknown"
+            and x.sent is not None
+            and x.refused is None
+            and (x.unmasked is None or self.shows(Kind.IRQFD_WAKEUP))
+        ):
+            return False
         unsent = x.origin in ("resignal", "pending") and x.sent is None and not x.lossy
         if unsent and x.device.trigger and self.shows(Kind.EVENTFD_SIGNAL):
             return False
