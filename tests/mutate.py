@@ -27,7 +27,7 @@ from tests.reference.compare import Rows, difference, of_fast, of_reference
 MODULES = ("masking", "signalling", "delivering", "setting_up", "ending", "counting", "states", "identity", "machine")
 GOLDENS: tuple[ModuleType, ...] = (test_rules, test_interrupts, test_joins, test_states)
 TRACES = 250
-PATIENCE = 5
+PATIENCE = 2
 """Seconds of processor time that one trace, or one golden test, may take."""
 
 EQUIVALENT: dict[str, str] = {}

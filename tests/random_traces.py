@@ -592,13 +592,13 @@ class World:
             return
         task = self.main(d)
         true = [d.handle.id, "software", None, ""]
-        self.truth.append(true)
 
         def send() -> Steps:
             inside = {**task, "flags": Flag.IN_SET_IRQS, "device": d.handle.vdev}
             steps = self.signal(d, true, inside)
             next(steps)
             true[2] = self.trace.now
+            self.truth.append(true)
             yield
             yield from steps
 

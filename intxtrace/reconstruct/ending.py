@@ -59,9 +59,9 @@ def settled(s: State, i: int) -> bool:
     masked = s.devices[x.device].masked_by == i
     if masked and s.kinds[UNMASK_EXIT] > 0:
         return False
-    # An unmask is the last word only where no irqfd_wakeup is recorded: another task may unmask inside the signal.
-    unmasked = x.unmasked_at != NULL and s.kinds[IRQFD_WAKEUP] == 0
-    if x.path == NO_PATH and x.sent_at != NULL and not unmasked and x.refused_at == NULL:
+    # Another task may unmask inside the signal: that is the last word only where no irqfd_wakeup is recorded.
+    unmasked = (x.unmasked_at != NULL or x.refused_at != NULL) and s.kinds[IRQFD_WAKEUP] == 0
+    if x.path == NO_PATH and x.sent_at != NULL and not unmasked:
         return False  # Signalled, and nobody has taken it yet.
     unsent = (x.origin == RESIGNAL or x.origin == PENDING) and x.sent_at == NULL and not x.lossy
     if unsent and s.devices[x.device].trigger != 0 and s.kinds[EVENTFD_SIGNAL] > 0:

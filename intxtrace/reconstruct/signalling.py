@@ -67,18 +67,18 @@ def on_eventfd_signal(s: State, e: Any) -> None:
     if e.flags & IN_HANDLER:
         i = claim(s, d)
     else:
-        i = first_unsent(s, d)
-        if i < 0:
-            t = task_of(s, e)
-            flags = s.tasks[t].set_irqs_flags
-            if e.flags & IN_SET_IRQS and flags & ACTION_TRIGGER and flags & (DATA_NONE | DATA_BOOL):
-                # vfio_pci_set_intx_trigger's loopback.
-                i = raise_interrupt(s, d, SOFTWARE, e.ts)
-            elif e.flags & (IN_SET_IRQS | IN_UNMASK | IN_VIRQFD_INJECT):
-                # Only an unmask that returned 1 makes these signal, and it was not seen.
-                i = refuse(s, d, NULL, e.ts)
-            else:
-                i = raise_interrupt(s, d, NO_ORIGIN, NULL)
+        t = task_of(s, e)
+        flags = s.tasks[t].set_irqs_flags
+        if e.flags & IN_SET_IRQS and flags & ACTION_TRIGGER and flags & (DATA_NONE | DATA_BOOL):
+            # vfio_pci_set_intx_trigger's loopback.
+            i = raise_interrupt(s, d, SOFTWARE, e.ts)
+        else:
+            i = first_unsent(s, d)
+        if i < 0 and e.flags & (IN_SET_IRQS | IN_UNMASK | IN_VIRQFD_INJECT):
+            # Only an unmask that returned 1 makes these signal, and it was not seen.
+            i = refuse(s, d, NULL, e.ts)
+        elif i < 0:
+            i = raise_interrupt(s, d, NO_ORIGIN, NULL)
     s.interrupts[i].sent_at = e.ts
     hand_out_settled(s, d)
 

@@ -112,7 +112,7 @@ def test_clearing_disintx_releases_what_rose_meanwhile() -> None:
     task = {"tgid": d.vm.pid, "tid": d.vm.vcpu}
     t.emit(Kind.MASK, device=d.vdev, **task)
     t.emit(Kind.CONFIG_UNMASK, device=d.vdev, **task)
-    t.unmask(d, returned=1, **task)
+    t.unmask(d, returned=1, tgid=d.vm.pid, tid=d.vm.vcpu)
     t.emit(Kind.EVENTFD_SIGNAL, link=d.trigger, device=d.vdev, flags=Flag.IN_CONFIG_UNMASK, **task)
     t.qemu_takes(d)
     t.qemu_eoi(d)
@@ -159,8 +159,8 @@ def test_so_many_in_flight_that_the_oldest_is_given_up() -> None:
 def test_the_handler_may_run_in_a_thread() -> None:
     t, d = one_device()
     t.kernel_interrupt(d)
-    for row in t._rows[2:6]:
-        row.update(tid=155, tgid=155)
+    for event in t._rows[2:6]:
+        event.update(tid=155, tgid=155)
     assert story(t) == [("kernel", "hardware", "complete")]
 
 
@@ -211,8 +211,8 @@ def test_any_one_probe_may_be_missing(missing: Kind) -> None:
 def test_equal_timestamps_keep_the_order_of_arrival() -> None:
     t, d = one_device()
     t.kernel_interrupt(d)
-    for row in t._rows:
-        row["ts"] = T
+    for event in t._rows:
+        event["ts"] = T
     (row,) = rows(t)
     assert (row["outcome"], row["masked_ns"]) == ("complete", 0)
 

@@ -282,12 +282,8 @@ class Reference:
         masked = x.device.masked_by is x
         if masked and self.shows(Kind.UNMASK_EXIT):
             return False
-        if (
-            x.path == "unknown"
-            and x.sent is not None
-            and x.refused is None
-            and (x.unmasked is None or self.shows(Kind.IRQFD_WAKEUP))
-        ):
+        ended = (x.unmasked is not None or x.refused is not None) and not self.shows(Kind.IRQFD_WAKEUP)
+        if x.path == "unknown" and x.sent is not None and not ended:
             return False
         unsent = x.origin in ("resignal", "pending") and x.sent is None and not x.lossy
         if unsent and x.device.trigger and self.shows(Kind.EVENTFD_SIGNAL):
@@ -470,10 +466,10 @@ class Reference:
             fires = flags & SetIrqs.ACTION_TRIGGER and flags & (SetIrqs.DATA_NONE | SetIrqs.DATA_BOOL)
             loopback = e.flags & Flag.IN_SET_IRQS and fires
             raised_by_unmask = [x for x in d.flight if x.origin in ("resignal", "pending") and x.sent is None]
-            if raised_by_unmask:
-                x = raised_by_unmask[0]
-            elif loopback:
+            if loopback:
                 x = self.open(d, "software", e.ts)
+            elif raised_by_unmask:
+                x = raised_by_unmask[0]
             elif e.flags & BY_UNMASK:
                 x = self.refuse(d, None, e.ts)
             else:
