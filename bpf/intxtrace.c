@@ -28,12 +28,14 @@ struct frame {
 };
 #define DEPTH 4
 struct stack {
+  u64 qemu;                  /* the VFIODevice that this task served last in QEMU */
   u32 depth;
   u32 serving;               /* QEMU's main loop: 1 in vfio_intx_interrupt, 2 it read a known eventfd */
   u64 pulse_vm, pulse_gsi;   /* an irqfd without resampler was woken: the MSI that follows is its injection */
   struct frame frames[DEPTH];
 };
-struct bar_key {
+/* A VFIODevice in a QEMU process. */
+struct qemu_key {
   u64 device;
   u64 tgid;
 };
@@ -54,16 +56,13 @@ struct binary {
   u64 device; /* offset of VFIODevice in VFIOPCIDevice */
   u64 pending; /* offset of the pending flag from the EOI function's argument, 0: every call is real */
 };
-struct loss {
-  u64 count;
-  u64 first;
-};
-
 BPF_RINGBUF_OUTPUT(events, RING_PAGES);
-BPF_PERCPU_ARRAY(losses, struct loss, 64);
+BPF_PERCPU_ARRAY(losses, u64, 64); /* by kind */
+BPF_ARRAY(lost_total, u64, 1);
 BPF_HASH(devices, u64, struct device, 1024);
 BPF_HASH(refused_addresses, u32, u32, 1024);
 BPF_HASH(refused_tgids, u32, u32, 4096);
+BPF_HASH(refused_qemu, struct qemu_key, u32, 4096);
 BPF_HASH(contexts, u64, u64, 4096);
 BPF_HASH(lines, struct line, u64, 4096);
 BPF_HASH(gsis, u32, u32, 4096);
@@ -72,8 +71,8 @@ BPF_HASH(vm_of, u32, u64, 1024);
 BPF_HASH(vectors, struct vector_key, u64, 4096);
 BPF_TABLE("lru_hash", u64, struct stack, stacks, 16384);
 BPF_ARRAY(empty_stack, struct stack, 1);
-BPF_HASH(bars, struct bar_key, struct bar_count, 4096);
-BPF_HASH(offsets, struct offset_key, u64, 65536);
+BPF_HASH(bars, struct qemu_key, struct bar_count, 4096);
+BPF_HASH(offsets, struct offset_key, u64, 8192); /* full: accesses at further offsets are in the totals alone */
 BPF_ARRAY(binaries, struct binary, 64);
 
 struct fields {
@@ -85,12 +84,11 @@ struct fields {
 static __always_inline void emit(u32 kind, u32 flags, const struct fields *f) {
   struct record *r = events.ringbuf_reserve(sizeof(struct record));
   if (!r) {
-    int slot = kind & 63;
-    struct loss *l = losses.lookup(&slot);
-    if (l) {
-      if (!l->count)
-        l->first = bpf_ktime_get_ns();
-      l->count++;
+    int slot = kind & 63, zero = 0;
+    u64 *n = losses.lookup(&slot), *total = lost_total.lookup(&zero);
+    if (n && total) {
+      ++*n;
+      lock_xadd(total, 1);
     }
     return;
   }
@@ -250,7 +248,13 @@ static __always_inline struct device *device_make(u64 vdev, u64 irq) {
   return devices.lookup(&vdev);
 }
 
-/* The traced device behind a vdev, or nothing. */
+static __always_inline int device_refused(u64 vdev) {
+  struct device *d = devices.lookup(&vdev);
+  return d && d->refused;
+}
+
+/* The traced device behind a vdev, or nothing. Made where a device shows itself first; elsewhere its code would only
+ * make compiling slower. */
 static __always_inline struct device *device_of(u64 vdev, u64 irq) {
   struct device *d = devices.lookup(&vdev);
   if (!d)
@@ -269,25 +273,54 @@ static __always_inline u64 *context_device(u64 ctx) {
 
 static __always_inline int vm_refused(u64 vm) {
   u64 *tgid = vms.lookup(&vm);
-  u32 pid = 0;
-  if (!tgid) {
-    /* kvm->userspace_pid: the process that created the VM. */
-    u64 made = pid = read32(vm + OFF_kvm_userspace_pid);
+  if (!tgid)
+    return 0;
+  u32 pid = *tgid;
+  return refused_tgids.lookup(&pid) != 0;
+}
+
+/* The same, where a VM first shows that it has a line of ours. */
+static __always_inline int vm_meet(u64 vm) {
+  u32 pid;
+  u64 *tgid = vms.lookup(&vm);
+  if (tgid) {
+    pid = *tgid;
+  } else {
+    u64 made = pid = read32(vm + OFF_kvm_userspace_pid); /* the process that created it */
     vms.update(&vm, &made);
     vm_of.update(&pid, &vm);
-    if (!refused_tgids.lookup(&pid)) {
-      struct fields v = {.vm = vm, .value = 1, .aux = pid};
-      emit(KIND_VM, 0, &v);
-    }
-  } else {
-    pid = *tgid;
   }
-  return refused_tgids.lookup(&pid) != 0;
+  if (refused_tgids.lookup(&pid))
+    return 1;
+  if (!tgid) {
+    struct fields v = {.vm = vm, .value = 1, .aux = pid};
+    emit(KIND_VM, 0, &v);
+  }
+  return 0;
 }
 
 static __always_inline int process_refused(void) {
   u32 tgid = bpf_get_current_pid_tgid() >> 32;
   return refused_tgids.lookup(&tgid) != 0;
+}
+
+static __always_inline int qemu_refused(u64 device) {
+  struct qemu_key key = {.device = device, .tgid = bpf_get_current_pid_tgid() >> 32};
+  return process_refused() || refused_qemu.lookup(&key) != 0;
+}
+
+/* QEMU calls the ioctl for the VFIODevice whose function this task ran last: it is refused or taken with its vdev. */
+static __always_inline void qemu_judge(int refused) {
+  u64 key = stack_key();
+  struct stack *s = stacks.lookup(&key);
+  if (!s || !s->qemu)
+    return;
+  struct qemu_key device = {.device = s->qemu, .tgid = bpf_get_current_pid_tgid() >> 32};
+  u32 one = 1;
+  if (refused)
+    refused_qemu.update(&device, &one);
+  else
+    refused_qemu.delete(&device);
 }
 
 static __always_inline void line_learn(u64 vm, u64 gsi) {
@@ -387,7 +420,7 @@ static __always_inline int on_enable_irq(u64 irq) {
 }
 
 static __always_inline int on_mask(u64 vdev, u32 by_ioctl) {
-  if (!device_of(vdev, 0))
+  if (device_refused(vdev))
     return 0;
   struct frame *f = innermost(stack_find());
   struct fields v = {.device = vdev, .aux = by_ioctl};
@@ -396,7 +429,7 @@ static __always_inline int on_mask(u64 vdev, u32 by_ioctl) {
 }
 
 static __always_inline int on_config_unmask_entry(u64 vdev) {
-  if (!device_of(vdev, 0))
+  if (device_refused(vdev))
     return 0;
   struct stack *s = stack_make();
   struct frame *outer = innermost(s);
@@ -420,16 +453,17 @@ static __always_inline int on_config_unmask_exit(void) {
 static __always_inline int on_set_irqs_entry(u64 vdev, u64 flags, u64 index, u64 start, u64 count, u64 data) {
   if ((u32)index > 2) /* INTx, MSI, MSI-X */
     return 0;
-  struct device *d;
   int intx = (u32)index == 0;
-  if (intx && ((u32)flags & (SET_IRQS_DATA_EVENTFD | SET_IRQS_ACTION_TRIGGER)) ==
-                  (SET_IRQS_DATA_EVENTFD | SET_IRQS_ACTION_TRIGGER)) {
-    d = device_make(vdev, 0); /* anew: the address of a closed device may serve another one */
-    if (d && d->refused)
-      d = 0;
-  } else {
-    d = device_of(vdev, 0);
+  u32 enable = SET_IRQS_DATA_EVENTFD | SET_IRQS_ACTION_TRIGGER;
+  u64 trigger = 0;
+  if (intx && ((u32)flags & enable) == enable) {
+    struct device *before = devices.lookup(&vdev);
+    if (before)
+      trigger = before->trigger;
+    devices.delete(&vdev); /* it is looked at anew: the address of a closed device may serve another one */
   }
+  struct device *d = device_of(vdev, 0);
+  qemu_judge(!d);
   if (!d)
     return 0;
   struct fields v = {.device = vdev, .arg0 = (u32)flags};
@@ -440,8 +474,8 @@ static __always_inline int on_set_irqs_entry(u64 vdev, u64 flags, u64 index, u64
     if (intx && v.link) {
       contexts.update(&v.link, &vdev);
       if ((u32)flags & SET_IRQS_ACTION_TRIGGER) {
-        if (d->trigger && d->trigger != v.link)
-          contexts.delete(&d->trigger);
+        if (trigger && trigger != v.link)
+          contexts.delete(&trigger);
         d->trigger = v.link;
       }
     }
@@ -461,7 +495,7 @@ static __always_inline u64 virqfd_device(u64 virqfd) {
 #ifdef FN_vfio_pci_intx_unmask_handler
   if (read64(virqfd + OFF_virqfd_handler) != FN_vfio_pci_intx_unmask_handler)
     return 0;
-  return device_of(vdev, 0) ? vdev : 0;
+  return device_refused(vdev) ? 0 : vdev;
 #else
   struct device *d = devices.lookup(&vdev);
   return d && !d->refused ? vdev : 0;
@@ -557,18 +591,19 @@ static __always_inline int irqfd_fields(u64 irqfd, struct fields *v) {
   v->arg0 = read32(irqfd + OFF_kvm_kernel_irqfd_gsi);
   if (read64(irqfd + OFF_kvm_kernel_irqfd_resampler))
     v->link2 = read64(irqfd + OFF_kvm_kernel_irqfd_resamplefd);
-  if (v->link2)
-    contexts.update(&v->link2, vdev);
-  if (vm_refused(v->vm))
-    return 0;
-  line_learn(v->vm, v->arg0);
-  return 1;
+  return !vm_refused(v->vm);
 }
 
 static __always_inline int irqfd_woken(u64 irqfd, u32 key, u32 fallback) {
   struct fields v = {.value = key};
   if (!irqfd_fields(irqfd, &v))
     return 0;
+  if (vm_meet(v.vm))
+    return 0;
+  line_learn(v.vm, v.arg0);
+  u64 *vdev = contexts.lookup(&v.arg1);
+  if (vdev && v.link2)
+    contexts.update(&v.link2, vdev);
   struct stack *s = stack_find();
   struct frame *f = innermost(s);
   if (f)
@@ -625,7 +660,7 @@ static __always_inline int line_traced(u64 vm, u64 gsi, u64 source, u64 level) {
   if (line_known(vm, gsi))
     return !vm_refused(vm);
   struct stack *s = stack_find();
-  if (!s || s->serving != 2 || source || !level || vm_refused(vm))
+  if (!s || s->serving != 2 || source || !level || vm_meet(vm))
     return 0;
   line_learn(vm, gsi);
   return 1;
@@ -709,7 +744,7 @@ static __always_inline int on_kvm_irqfd_entry(u64 vm, u64 args) {
   v.arg1 = read32(args + 8);
   v.link = context_of_fd(v.aux);
   u64 *vdev = v.link ? context_device(v.link) : 0;
-  if (!vdev || vm_refused(vm))
+  if (!vdev || vm_meet(vm))
     return 0;
   if (v.arg1 & 2) {
     v.link2 = context_of_fd(read32(args + 12));
@@ -729,7 +764,7 @@ static __always_inline int on_kvm_irqfd_exit(u64 ret) {
 /* struct kvm_irq_level { irq, level }, already copied into the kernel. */
 static __always_inline int on_kvm_irq_line(u64 vm, u64 args) {
   struct fields v = {.vm = vm, .arg0 = read32(args), .value = read32(args + 4)};
-  if (line_traced(vm, v.arg0, 0, v.value))
+  if (line_known(vm, v.arg0) && !vm_refused(vm))
     emit(KIND_KVM_IRQ_LINE, 0, &v);
   return 0;
 }
@@ -842,8 +877,11 @@ static __always_inline struct binary *this_binary(void) {
 }
 
 static __always_inline int qemu_event(u32 kind, u64 device) {
-  if (process_refused())
+  if (qemu_refused(device))
     return 0;
+  struct stack *s = stack_make();
+  if (s)
+    s->qemu = device;
   struct fields v = {.device = device};
   emit(kind, 0, &v);
   return 0;
@@ -857,11 +895,11 @@ static __always_inline int qemu_pci_event(u64 pci_device, u32 kind) {
 
 static __always_inline int on_qemu_interrupt(u64 pci_device) {
   struct binary *b = this_binary();
-  if (!b || process_refused())
+  if (!b || qemu_refused(pci_device + b->device))
     return 0;
   struct fields v = {.device = pci_device + b->device};
 #if COUNT_BAR_ACCESS
-  struct bar_key key = {.device = v.device, .tgid = bpf_get_current_pid_tgid() >> 32};
+  struct qemu_key key = {.device = v.device, .tgid = bpf_get_current_pid_tgid() >> 32};
   struct bar_count *c = bars.lookup(&key);
   if (c) {
     struct fields n = {.device = v.device, .arg0 = c->reads, .arg1 = c->writes};
@@ -887,10 +925,10 @@ static __always_inline int on_qemu_eoi(u64 device) {
 }
 
 static __always_inline int on_qemu_region(u64 region, u64 offset, u64 data, u32 size, u32 write) {
-  if (process_refused())
-    return 0;
   struct fields v = {.link = region, .arg0 = offset, .arg1 = data, .value = size};
   v.device = read_user64(region);
+  if (qemu_refused(v.device))
+    return 0;
   v.aux = read_user8(region + 0x30); /* VFIORegion.nr, QEMU 4.0 to 11.1 */
 #if COUNT_BAR_ACCESS
   u64 tgid = bpf_get_current_pid_tgid() >> 32;
@@ -900,7 +938,7 @@ static __always_inline int on_qemu_region(u64 region, u64 offset, u64 data, u32 
   u64 *n = offsets.lookup_or_try_init(&at, &zero);
   if (n)
     lock_xadd(n, 1);
-  struct bar_key key = {.device = v.device, .tgid = tgid};
+  struct qemu_key key = {.device = v.device, .tgid = tgid};
   struct bar_count made = {.fresh = 1};
   struct bar_count *c = bars.lookup_or_try_init(&key, &made);
   if (!c)
@@ -926,10 +964,10 @@ static __always_inline int on_qemu_region_write(u64 region, u64 offset, u64 data
 }
 
 static __always_inline int on_qemu_mmaps(u64 region, u64 enabled) {
-  if (process_refused())
-    return 0;
   struct fields v = {.link = region, .value = (u8)enabled};
   v.device = read_user64(region);
+  if (qemu_refused(v.device))
+    return 0;
   v.aux = read_user8(region + 0x30);
   emit(KIND_QEMU_MMAPS, 0, &v);
   return 0;

@@ -68,7 +68,7 @@ def _run(arguments: Sequence[str] | None) -> int:
 def _fail(sentence: str) -> int:
     from intxtrace.units import printable
 
-    print(f"intxtrace: {printable(sentence)}", file=sys.stderr)
+    print(f"intxtrace: {printable(sentence, 4000)}", file=sys.stderr)
     return FAILED
 
 

@@ -40,6 +40,12 @@ def native_headers() -> Path | None:
     return target
 
 
+def use_native_headers() -> None:
+    """Let bcc find headers where the running kernel has none."""
+    if "BCC_KERNEL_SOURCE" not in os.environ and (headers := native_headers()):
+        os.environ["BCC_KERNEL_SOURCE"] = str(headers)
+
+
 def main() -> int:
     try:
         lab.ensure_packages(REQUIRED)

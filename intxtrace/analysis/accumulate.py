@@ -133,7 +133,7 @@ class Analysis:
             options=self._options,
             quality=self._quality(devices),
             probes=tuple(
-                results.ProbeState(p.name, p.state, p.method, p.target, p.resolved, p.reason)
+                results.ProbeState(p.name, p.standing, p.method, p.target, p.resolved, p.reason)
                 for p in self._tables.probes
             ),
             devices=tuple(devices),
@@ -212,7 +212,7 @@ class Analysis:
 
     def _quality(self, devices: list[results.DeviceSummary]) -> results.Quality:
         outcomes = {name: sum(device.counts.outcome[name] for device in devices) for name in OUTCOMES}
-        states = [probe.state for probe in self._tables.probes]
+        states = [probe.standing for probe in self._tables.probes]
         return results.Quality(
             interrupts=sum(device.counts.total for device in devices),
             unknown_path=sum(device.counts.path["unknown"] for device in devices),

@@ -314,6 +314,7 @@ class ProbeState:
 
     name: str
     state: str
+    """`attached`, `fallback`, `missing`, or `absent`: missing, because this kernel has no need of it."""
     method: str
     target: str
     resolved: str

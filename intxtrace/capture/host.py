@@ -142,6 +142,25 @@ def installed_qemu() -> list[Path]:
     return list(found)
 
 
+_KEPT_OPTIONS = {"name", "M", "machine", "accel", "enable-kvm", "no-kvm"}
+_KEPT_VALUES = {"device": ("vfio-pci", "intel-iommu", "amd-iommu", "virtio-iommu"), "global": ("vfio-pci", "q35", "pc")}
+
+
+def telling_options(command_line: tuple[str, ...]) -> list[str]:
+    """Return what a QEMU command line says of interrupts: machine, accelerator, passed-through devices.
+
+    The rest is nobody's business: a trace is shown to others, and command lines hold passwords and paths.
+    """
+    kept: list[str] = []
+    words = [word[:_MAX_TEXT] for word in command_line[:4096]]
+    for word, following in itertools.zip_longest(words, words[1:], fillvalue=""):
+        option = word.lstrip("-") if word.startswith("-") else ""
+        value = "" if following.startswith("-") else following
+        if option in _KEPT_OPTIONS or (option in _KEPT_VALUES and value.startswith(_KEPT_VALUES[option])):
+            kept += [word, value] if value else [word]
+    return kept
+
+
 def vm_row(row_id: int, one: Process | None, pid: int) -> Vm:
     """Make the table row of a VM; of one that is gone already, the pid is all there is."""
     if one is None:
@@ -154,7 +173,7 @@ def vm_row(row_id: int, one: Process | None, pid: int) -> Vm:
         pid=pid,
         name=one.name[:_MAX_TEXT],
         qemu_path=exe,
-        command_line=[word[:_MAX_TEXT] for word in one.command_line[:1024]],
+        command_line=telling_options(one.command_line),
         devices=list(one.devices),
     )
 

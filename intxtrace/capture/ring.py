@@ -12,12 +12,13 @@ import ctypes as ct
 import mmap
 import os
 import time
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from intxtrace.events import RECORD
+from intxtrace.events import RECORD, Kind
 
 Events = npt.NDArray[np.void]
 
@@ -142,6 +143,16 @@ def open_ring(bpf: Any, size: int) -> Source:
     return CallbackRing(bpf)
 
 
+def own_event(kind: Kind, ts: int, **values: int) -> Events:
+    """Make an event of the recorder's own."""
+    event = np.zeros(1, RECORD)
+    event["kind"] = int(kind)
+    event["ts"] = ts
+    for name, value in values.items():
+        event[name] = value
+    return event
+
+
 class Drain:
     """Puts the events of a source in order of time, and hands out those that nothing older can follow."""
 
@@ -150,15 +161,15 @@ class Drain:
         self._source = source
         self._held = np.empty(0, RECORD)
 
-    def take(self, extra: Events | None = None, *, everything: bool = False) -> Events:
+    def take(self, extra: Callable[[], list[Events]] | None = None, *, everything: bool = False) -> Events:
         """Return events by time, never one that is older than what was returned before.
 
         Args:
-            extra: events from elsewhere that belong between them.
+            extra: called after the look at the source; returns events from elsewhere that belong between them.
             everything: the producers have stopped; hold nothing back.
         """
         events, safe_at = self._source.take()
-        parts = [part for part in (self._held, events, extra) if part is not None and len(part)]
+        parts = [part for part in (self._held, events, *(extra() if extra else ())) if len(part)]
         if not parts:
             return np.empty(0, RECORD)
         both = np.concatenate(parts) if len(parts) > 1 else parts[0]

@@ -10,13 +10,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from intxtrace.capture import host
+from intxtrace.capture.loss import LossCounter
 from intxtrace.capture.program import DEFAULT_RING_BYTES, Probes
 from intxtrace.capture.qemu_functions import find_functions
-from intxtrace.capture.ring import Drain, Events, open_ring
+from intxtrace.capture.ring import Drain, Events, open_ring, own_event
 from intxtrace.errors import IntxtraceError
-from intxtrace.events import RECORD, Flag, Kind, format_address, parse_address
+from intxtrace.events import Flag, Kind, format_address, parse_address
 from intxtrace.trace.tables import Probe, Tables
 
 _HOUSEKEEPING_NS = 500_000_000
@@ -55,12 +57,6 @@ class Counts:
     interrupts: int = 0
     """Signals of INTx eventfds: claimed handler calls, resignals, loopbacks."""
     lost: int = 0
-
-
-@dataclass
-class _Loss:
-    seen: int = 0
-    since: int = 0
 
 
 @dataclass
@@ -111,12 +107,10 @@ class Session:
         self._device_ids: dict[str, int] = {}
         self._binaries: dict[tuple[int, int], tuple[str, str]] = {}
         """By device and inode: version and build-id of the QEMU binaries that were looked at."""
-        self._losses: dict[int, _Loss] = {}
         self._offsets: dict[tuple[int, int, int, int, int], int] = {}
         self._refused = _Refused()
         self._rows_by_vdev: dict[int, int] = {}
         self._next_look = 0
-        self._last_look = time.monotonic_ns()
 
         running = host.processes()
         self._check_selection(running, wait)
@@ -124,15 +118,13 @@ class Session:
         try:
             self.tables.probes = self._probes.table
             self._check_probes()
+            self._note_attached(self.tables.probes)
+            self._losses = LossCounter(self._probes.bpf, self._probes.misses, time.monotonic_ns())
             self._drain = Drain(open_ring(self._probes.bpf, ring_bytes))
             for one in running:
                 self._meet(one.pid, one)
             for path in host.installed_qemu():
                 self._attach_binary(path)
-            now = time.monotonic_ns()
-            self._note(
-                _event(Kind.PROBE, now, aux=row.id, value=1) for row in self.tables.probes if row.state != "missing"
-            )
         except BaseException:
             self._probes.close()
             raise
@@ -165,12 +157,17 @@ class Session:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._drain.close()
         self._probes.close()
 
     # ---- events of our own
 
     def _note(self, events: Iterable[Events]) -> None:
         self._pending.extend(events)
+
+    def _note_attached(self, rows: Iterable[Probe]) -> None:
+        now = time.monotonic_ns()
+        self._note(own_event(Kind.PROBE, now, aux=row.id, value=1) for row in rows if row.state != "missing")
 
     # ---- VMs, binaries, devices
 
@@ -185,9 +182,7 @@ class Session:
             self._say(f"QEMU's functions are not traced: {error}")
             self.tables.probes.append(Probe(len(self.tables.probes), name="qemu", target=str(path), reason=str(error)))
             return
-        rows = self._probes.attach_qemu(binary)
-        now = time.monotonic_ns()
-        self._note(_event(Kind.PROBE, now, aux=row.id, value=1) for row in rows if row.state == "attached")
+        self._note_attached(self._probes.attach_qemu(binary))
         self._binaries[identity] = (binary.version or "", binary.build_id or "")
 
     def _meet(self, pid: int, one: host.Process | None = None) -> int | None:
@@ -244,6 +239,10 @@ class Session:
                     events["aux"][index] = row
             else:
                 self._learn_device(events, int(index))
+        if self._selection.vms or self._selection.pids:
+            # A new VM shows itself by its QEMU before KVM or vfio name it.
+            for pid in np.unique(events["tgid"][_by_process(events)]).tolist():
+                self._meet(pid)
         handled = events[kinds == Kind.HANDLER_ENTRY]
         for index in np.unique(handled["device"], return_index=True)[1]:
             self._host_irq(int(handled["device"][index]), int(handled["arg0"][index]))
@@ -255,7 +254,8 @@ class Session:
         event = events[index]
         bdf = format_address(int(event["arg0"]))
         vdev = int(event["device"])
-        holders = [one for one in host.processes() if bdf in one.devices]
+        candidates = (host.process(pid) for pid in {*self._vm_ids, int(event["tgid"])})
+        holders = [one for one in candidates if one and bdf in one.devices]
         wanted = self._selection.takes_device(bdf)
         if not wanted:
             self._probes.bpf[b"refused_addresses"][ct.c_uint32(parse_address(bdf))] = ct.c_uint32(1)
@@ -284,18 +284,12 @@ class Session:
 
     def _without_refused(self, events: Events) -> Events:
         keep = np.ones(len(events), bool)
-        qemu = (events["kind"] >= Kind.QEMU_INTERRUPT) & (events["kind"] <= Kind.QEMU_RESAMPLE_NOTIFY)
         for name, values in (("vm", self._refused.vms), ("device", self._refused.devices)):
             if values:
                 keep &= ~np.isin(events[name], np.fromiter(values, np.uint64, len(values)))
         if self._refused.tgids:
             tgids = np.fromiter(self._refused.tgids, np.uint32, len(self._refused.tgids))
-            # In a handler the current task is whoever was interrupted: only calls made by the process itself count.
-            by_process = qemu | np.isin(
-                events["kind"],
-                [Kind.SET_IRQS_ENTRY, Kind.SET_IRQS_EXIT, Kind.KVM_IRQFD_ENTRY, Kind.KVM_IRQFD_EXIT, Kind.EVENTFD_READ],
-            )
-            keep &= ~(by_process & np.isin(events["tgid"], tgids))
+            keep &= ~(_by_process(events) & np.isin(events["tgid"], tgids))
         return events[keep]
 
     # ---- the stream
@@ -306,9 +300,7 @@ class Session:
         if last or now >= self._next_look:
             self._next_look = now + _HOUSEKEEPING_NS
             self._housekeep(now, last=last)
-        extra = np.concatenate(self._pending) if self._pending else None
-        self._pending.clear()
-        events = self._drain.take(extra, everything=last)
+        events = self._drain.take(self._own_events, everything=last)
         if len(events):
             events = self._learn(events)
         self.counts.events += len(events)
@@ -317,13 +309,21 @@ class Session:
         self.counts.interrupts += int(np.count_nonzero((kinds == Kind.EVENTFD_SIGNAL) & (in_call != 0)))
         return events
 
+    def _own_events(self) -> list[Events]:
+        lost = self._losses.reserves(time.monotonic_ns())
+        self.counts.lost += sum(int(event["arg1"][0]) for event in lost)
+        events, self._pending = self._pending + lost, []
+        return events
+
     def stop(self) -> Events:
         """Detach the probes and return the rest of the events."""
         self._probes.stop()
         return self.take(last=True)
 
     def _housekeep(self, now: int, *, last: bool) -> None:
-        self._count_losses(now)
+        for event in self._losses.skipped(now):
+            self.counts.lost += int(event["arg1"][0])
+            self._note([event])
         if self._bar == "count":
             self._take_bar_counts(now, last=last)
         for pid, row in list(self._vm_ids.items()):
@@ -332,7 +332,7 @@ class Session:
                 for vm in self._vms_of(pid):
                     self._refused.vms.discard(vm)
                     if row is not None:
-                        self._note([_event(Kind.VM, now, aux=row, vm=vm, tgid=pid)])
+                        self._note([own_event(Kind.VM, now, aux=row, vm=vm, tgid=pid)])
 
     def _vms_of(self, pid: int) -> list[int]:
         """The KVM objects that a process made; forgets them."""
@@ -345,58 +345,31 @@ class Session:
             del self._probes.bpf[b"vm_of"][ct.c_uint32(pid)]
         return found
 
-    def _count_losses(self, now: int) -> None:
-        lost: list[tuple[int, int, int]] = []
-        for key, cpus in self._probes.bpf[b"losses"].items():
-            total = sum(cpu.count for cpu in cpus)
-            known = self._losses.setdefault(key.value, _Loss())
-            if total > known.seen:
-                first = min(cpu.first for cpu in cpus if cpu.count) if not known.seen else known.since
-                lost.append((key.value, first, total - known.seen))
-                known.seen = total
-            known.since = now
-        lost += [(kind, self._last_look, count) for kind, count in self._probes.misses()]
-        self._last_look = now
-        for kind, first, count in lost:
-            self.counts.lost += count
-            self._note([_event(Kind.LOST, now, aux=kind, arg0=first, arg1=count)])
-
     def _take_bar_counts(self, now: int, *, last: bool) -> None:
-        for key, leaf in self._probes.bpf[b"offsets"].items():
+        for key, total in self._probes.bpf[b"offsets"].items_lookup_batch():
             at = (key.tgid, key.device, key.region, key.number, key.offset)
-            count = leaf.value - self._offsets.get(at, 0)
-            if count:
-                self._offsets[at] = leaf.value
-                self._note(
-                    [
-                        _event(
-                            Kind.QEMU_REGION_OFFSETS,
-                            now,
-                            tgid=key.tgid,
-                            device=key.device,
-                            link=key.region,
-                            aux=key.number & 0x7FFFFFFF,
-                            value=key.number >> 31,
-                            arg0=key.offset,
-                            arg1=count,
-                        )
-                    ]
-                )
+            new = total - self._offsets.get(at, 0)
+            if new:
+                self._offsets[at] = total
+                fields = {"tgid": key.tgid, "device": key.device, "link": key.region, "arg0": key.offset, "arg1": new}
+                write, number = key.number >> 31, key.number & 0x7FFFFFFF
+                self._note([own_event(Kind.QEMU_REGION_OFFSETS, now, value=write, aux=number, **fields)])
         if last:
             for key, leaf in self._probes.bpf[b"bars"].items():
                 if leaf.reads or leaf.writes:
-                    self._note(
-                        [
-                            _event(
-                                Kind.QEMU_REGION_COUNT,
-                                now,
-                                tgid=int(key.tgid),
-                                device=key.device,
-                                arg0=leaf.reads,
-                                arg1=leaf.writes,
-                            )
-                        ]
-                    )
+                    fields = {"tgid": key.tgid, "device": key.device, "arg0": leaf.reads, "arg1": leaf.writes}
+                    self._note([own_event(Kind.QEMU_REGION_COUNT, now, **fields)])
+
+
+_OF_A_PROCESS = [
+    *(kind for kind in Kind if Kind.QEMU_INTERRUPT <= kind <= Kind.QEMU_RESAMPLE_NOTIFY),
+    *(Kind.SET_IRQS_ENTRY, Kind.SET_IRQS_EXIT, Kind.KVM_IRQFD_ENTRY, Kind.KVM_IRQFD_EXIT, Kind.EVENTFD_READ),
+]
+
+
+def _by_process(events: Events) -> npt.NDArray[np.bool_]:
+    """Whose current task is the VM's process, and not whoever an interrupt found running."""
+    return np.isin(events["kind"], _OF_A_PROCESS)
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
@@ -404,12 +377,3 @@ def _identity(path: Path) -> tuple[int, int] | None:
         status = path.stat()
         return status.st_dev, status.st_ino
     return None
-
-
-def _event(kind: Kind, ts: int, **values: int) -> Events:
-    event = np.zeros(1, RECORD)
-    event["kind"] = int(kind)
-    event["ts"] = ts
-    for name, value in values.items():
-        event[name] = value
-    return event

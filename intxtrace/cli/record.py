@@ -51,6 +51,7 @@ def record(
     """
     from intxtrace.capture.recording import Stop
     from intxtrace.errors import IntxtraceError
+    from intxtrace.units import printable
 
     seconds = _duration(duration) if duration else None
     ring_bytes = _size(ring_size)
@@ -68,7 +69,7 @@ def record(
 
     def say(sentence: str) -> None:
         if not quiet:
-            print(f"intxtrace: {sentence}", file=sys.stderr, flush=True)
+            print(f"intxtrace: {printable(sentence, 4000)}", file=sys.stderr, flush=True)
 
     stop = Stop()
     waits = wait or bool(command)
@@ -94,7 +95,7 @@ def _record(
     from intxtrace.trace.writer import TraceWriter
 
     for row in session.tables.probes:
-        if row.state == "missing" and row.reason and not row.optional:
+        if row.standing == "missing" and row.reason:
             say(f"not traced: {row.name}: {row.reason}")
     child: subprocess.Popen[bytes] | None = None
     with TraceWriter(output, Metadata.of_this_host(["intxtrace", *sys.argv[1:]]), force) as writer:

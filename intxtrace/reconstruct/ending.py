@@ -166,6 +166,7 @@ def hand_out(s: State, d: int, why: int) -> None:
     if device.masked_by == i:
         device.masked_by = -1
     if device.handler_interrupt == i:
+        # The vCPU on another CPU may be quicker than the handler, which returns after eventfd_signal injected it.
         device.handler_interrupt = HANDED_OUT
     if device.trapped == i:
         device.trapped = -1

@@ -14,14 +14,14 @@ import numpy as np
 
 from intxtrace.events import RECORD, Kind
 
+HANDED_OUT = -2
+"""Of `handler_interrupt`: the interrupt that the handler signalled has ended before the handler returned."""
+
 NULL = -(1 << 63)
 """A missing instant or number."""
 
 MAX_IN_FLIGHT = 64
 """Interrupts of one device that may be in flight at once, resignals and those that wait for their EOI included."""
-
-HANDED_OUT = -2
-"""In `handler_interrupt`: it is over already. Another CPU can inject, end and unmask it before the handler returns."""
 
 MAX_OFFSETS = 1 << 16
 """BAR offsets that are counted one by one in a window; a guest may touch any number of them."""
@@ -89,7 +89,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
         "virq_disabled",  # the guest set DisINTx (or PM suspended it): unmasks are no-ops
         "shared_mode",  # pci_check_and_unmask_intx was seen: vdev->pci_2_3
         "handler_at",  # entry of the handler that runs now, NULL
-        "handler_interrupt",  # what it signalled, -1, HANDED_OUT
+        "handler_interrupt",  # what it signalled, -1; HANDED_OUT once that has ended
         "trapped",  # the interrupt that trapped BAR accesses belong to, -1
         "lost",  # events may have been dropped since the last certain raise
         "state",

@@ -194,6 +194,8 @@ def print_info(info: Info, console: Console) -> None:
         table.columns[2].no_wrap = False
         for probe in info.probes:
             how = f"{probe['method']} {probe['target']}".strip()
+            if probe["resolved"]:
+                how += f" (found by {probe['resolved']})"
             if probe["reason"]:
                 how = f"{how}: {probe['reason']}" if how else probe["reason"]
             table.add_row(

@@ -51,6 +51,11 @@ class Probe(Row):
     optional: bool = False
     """Kernels without what it watches are normal."""
 
+    @property
+    def standing(self) -> str:
+        """Its state, with `absent` for one that is missing because this kernel has no need of it."""
+        return "absent" if self.optional and self.state == "missing" else self.state
+
 
 @dataclass
 class Vm(Row):
@@ -62,6 +67,7 @@ class Vm(Row):
     qemu_version: str = ""
     build_id: str = ""
     command_line: list[str] = field(default_factory=list)
+    """What QEMU's command line says of interrupts; the rest of it is not recorded."""
     devices: list[str] = field(default_factory=list)
     """BDFs of its vfio devices."""
 

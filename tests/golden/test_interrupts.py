@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from intxtrace import frames
 from intxtrace.events import Flag, Kind
-from tests.dsl import ALL_KINDS, TRIGGER_EVENTFD, TRIGGER_NONE, DeviceHandle, Trace
+from tests.dsl import ALL_KINDS, TRIGGER_EVENTFD, TRIGGER_NONE, DeviceHandle, Trace, reconstruct
 
 T = 1_000_000_000
 
@@ -84,6 +85,21 @@ def test_hybrid_path() -> None:
         "unmasked_at": 12,
         "eoi_at": 6,
     }
+
+
+@pytest.mark.parametrize("path", ["kernel", "hybrid", "userspace"])
+def test_an_interrupt_may_end_before_its_handler_returns(path: str) -> None:
+    # The guest on another CPU has acknowledged, and vfio unmasked, while the handler still returns.
+    t, d = one_device()
+    getattr(t, f"{path}_interrupt")(d, at=T)
+    getattr(t, f"{path}_interrupt")(d)
+    records = t.records()
+    first_exit = int(np.flatnonzero(records["kind"] == Kind.HANDLER_EXIT)[0])
+    records["ts"][first_exit] = records["ts"][np.flatnonzero(records["kind"] == Kind.HANDLER_ENTRY)[1]] - 1
+    result = reconstruct(np.sort(records, order="ts", kind="stable"), t.tables)
+    assert result.interrupts["path"].tolist() == [path, path]
+    assert result.interrupts["outcome"].tolist() == ["complete", "complete"]
+    assert result.counters.query("counter == 'handler_calls'")["count"].sum() == 2
 
 
 def test_hybrid_without_its_exit_has_no_eoi() -> None:

@@ -87,7 +87,7 @@ class Getppid:
     @property
     def lost(self) -> int:
         """Records that it could not send."""
-        return sum(cpu.count for cpu in self.bpf[b"losses"][ct.c_int(KIND)])
+        return sum(self.bpf[b"losses"][ct.c_int(KIND)])
 
     def __enter__(self) -> Self:
         return self

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 
+from intxtrace.capture.loss import LossCounter
 from intxtrace.capture.ring import CallbackRing, Drain, Events, MappedRing, Source, mappable, open_ring
-from intxtrace.events import RECORD, Flag
+from intxtrace.events import RECORD, Flag, Kind
 from tests.native.getppid import KIND, Getppid
 
 pytestmark = pytest.mark.root
@@ -60,6 +62,24 @@ def test_what_does_not_fit_is_counted(reader: str) -> None:
         assert len(events) + probe.lost == 5_000
         assert probe.lost > 0
         assert events["arg0"].tolist() == list(range(1, len(events) + 1))
+        drain.close()
+
+
+def test_lost_events_stand_before_what_came_after_them() -> None:
+    with Getppid(1 << 16) as probe:
+        drain = Drain(READERS["mapped"](probe))
+        losses = LossCounter(probe.bpf, list, time.monotonic_ns())
+        parts = []
+        for calls in (100, 5_000, 100):
+            probe.start(calls)
+            probe.finish()
+            parts.append(drain.take(lambda: losses.reserves(time.monotonic_ns()), everything=True))
+        lost = [part[part["kind"] == Kind.LOST] for part in parts]
+        assert [len(each) for each in lost] == [0, 1, 0]
+        (loss,) = lost[1]
+        assert (loss["aux"], loss["arg1"]) == (KIND, probe.lost)
+        assert parts[0]["ts"].max() <= loss["ts"] < parts[1]["ts"][1]
+        assert parts[1]["kind"][0] == Kind.LOST
         drain.close()
 
 

@@ -130,3 +130,15 @@ def test_a_loop_in_the_capability_list_ends(tmp_path: Path) -> None:
 def test_a_device_that_is_not_there_is_a_row_of_unknowns(tmp_path: Path) -> None:
     row = host.device_row(0, "0000:09:00.0", tmp_path)
     assert (row.host_irq, row.pin, row.msi, row.driver) == (None, None, None, "")
+
+
+def test_only_what_tells_of_interrupts_is_kept_of_a_command_line() -> None:
+    words = (
+        *("qemu-system-x86_64", "-name", "guest=a", "-enable-kvm", "-M", "q35,kernel-irqchip=split"),
+        *("-object", "secret,id=s,data=hunter2", "-drive", "file=/home/x/disk.img", "-device", "virtio-net-pci,mac=1"),
+        *("-device", "vfio-pci,host=01:00.0,x-no-kvm-intx=on", "-vnc", ":1,password=on", "-machine"),
+    )
+    assert host.telling_options(words) == [
+        *("-name", "guest=a", "-enable-kvm", "-M", "q35,kernel-irqchip=split"),
+        *("-device", "vfio-pci,host=01:00.0,x-no-kvm-intx=on", "-machine"),
+    ]

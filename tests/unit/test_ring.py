@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from intxtrace.capture.ring import _SLOT, Drain, Events, MappedRing
-from intxtrace.events import RECORD
+from intxtrace.capture.ring import _SLOT, Drain, Events, MappedRing, own_event
+from intxtrace.events import RECORD, Kind
 
 SIZE = 1 << 16
 BUSY = 1 << 31
@@ -138,9 +138,10 @@ def test_the_last_take_holds_nothing_back() -> None:
 
 
 def test_events_from_elsewhere_take_their_place() -> None:
-    extra = np.zeros(1, RECORD)
-    extra["ts"] = 4
-    assert Drain(Script([([3, 5], 10)])).take(extra)["ts"].tolist() == [3, 4, 5]
+    extra = own_event(Kind.LOST, 4, arg1=7)
+    taken = Drain(Script([([3, 5], 10)])).take(lambda: [extra])
+    assert taken["ts"].tolist() == [3, 4, 5]
+    assert (taken["kind"][1], taken["arg1"][1]) == (Kind.LOST, 7)
 
 
 def test_equal_times_keep_the_order_of_the_ring() -> None:
