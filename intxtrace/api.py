@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
-from intxtrace import frames
 from intxtrace.events import RECORD, Kind
 from intxtrace.trace.reader import TraceReader
 
@@ -17,6 +17,12 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from intxtrace.reconstruct import Result
+    from intxtrace.reconstruct.state import Events
+
+E = TypeVar("E", bound="Events")
+
+_EVENTS_A_RESULT = 1 << 20
+"""So many events make the rows of one result: a frame costs a millisecond, however short."""
 
 
 class Trace:
@@ -78,47 +84,54 @@ class Trace:
         return frame
 
     @cached_property
-    def _whole(self) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
-        results = list(self.iter_results())
-        return (
-            _join([result.interrupts for result in results], frames.INTERRUPTS),
-            _join([result.states for result in results], frames.DEVICE_STATES),
-            _join([result.counters for result in results], frames.COUNTERS),
-        )
+    def _whole(self) -> Result:
+        (result,) = self._results(math.inf)  # One result, for to join frames takes as long as to make them.
+        return result
 
     @property
     def interrupts(self) -> pd.DataFrame:
         """All interrupts, in order of closing: the columns of `frames.INTERRUPTS`."""
-        return self._whole[0]
+        return self._whole.interrupts
 
     @property
     def states(self) -> pd.DataFrame:
         """All device states: the columns of `frames.DEVICE_STATES`."""
-        return self._whole[1]
+        return self._whole.states
 
     @property
     def counters(self) -> pd.DataFrame:
         """All counters: the columns of `frames.COUNTERS`."""
-        return self._whole[2]
+        return self._whole.counters
 
     def iter_events(self) -> Iterator[npt.NDArray[np.void]]:
         """Hand out the events batch by batch, as arrays of dtype `events.RECORD`, in bounded memory."""
         with TraceReader(self.path) as reader:
-            yield from self._read(reader)
+            yield from self._watched(reader, (events for events, _ in reader.iter_batches()))
 
     def iter_results(self) -> Iterator[Result]:
         """Hand out interrupts, states and counters as they close, batch by batch, in bounded memory."""
+        return self._results(_EVENTS_A_RESULT)
+
+    def _results(self, events_a_result: float) -> Iterator[Result]:
         from intxtrace.reconstruct import Reconstructor
 
         with TraceReader(self.path) as reader:
-            reconstructor = Reconstructor(reader.tables, clock_orders_only=self.metadata.clock == "none")
-            for events in self._read(reader):
-                yield reconstructor.feed(events)
+            reconstructor = Reconstructor(
+                reader.tables, clock_orders_only=self.metadata.clock == "none", expected=self.event_count
+            )
+            taken = 0
+            for columns in self._watched(reader, reader.iter_columns()):
+                reconstructor.take(columns)
+                taken += len(columns["ts"])
+                if taken >= events_a_result:
+                    taken = 0
+                    yield reconstructor.closed()
             yield reconstructor.finish()
 
-    def _read(self, reader: TraceReader) -> Iterator[npt.NDArray[np.void]]:
+    def _watched(self, reader: TraceReader, batches: Iterator[E]) -> Iterator[E]:
+        """Note how far the reader has come, in bytes and in time."""
         self.first_at = self.last_at = None
-        for events, _ in reader.iter_batches():
+        for events in batches:
             first, last = int(events["ts"].min()), int(events["ts"].max())
             self.first_at = first if self.first_at is None else min(first, self.first_at)
             self.last_at = last if self.last_at is None else max(last, self.last_at)
@@ -131,13 +144,6 @@ class Trace:
         for result in self.iter_results():
             if len(result.interrupts):
                 yield result.interrupts
-
-
-def _join(parts: list[pd.DataFrame], columns: dict[str, tuple[str, str]]) -> pd.DataFrame:
-    import pandas as pd
-
-    filled = [part for part in parts if len(part)]
-    return pd.concat(filled, ignore_index=True) if filled else frames.empty(columns)
 
 
 def open_trace(path: Path | str) -> Trace:

@@ -87,14 +87,18 @@ class Analysis:
         path, origin = codes(frame["path"], PATHS), codes(frame["origin"], ORIGINS)
         outcome = codes(frame["outcome"], OUTCOMES)
         durations = {measure: ints(frame[measure]) for measure in MEASURES}
+        coalesced, accesses = ints(frame["coalesced"]), ints(frame["bar_accesses"])
         masked = np.where(outcome == OUTCOMES.index("complete"), durations["masked_ns"], NULL)
         for key, rows in by_device(frame):
             device = self._device(key)
             device.add_interrupts(
-                frame.iloc[rows],
+                frame,
+                rows,
                 path[rows],
                 origin[rows],
                 outcome[rows],
+                coalesced[rows],
+                accesses[rows],
                 {measure: values[rows] for measure, values in durations.items()},
             )
             if self._timed:

@@ -121,29 +121,39 @@ class DeviceTally:
         self._closed_ns: Counter[str] = Counter()
 
     def add_interrupts(
-        self, frame: pd.DataFrame, path: Ints, origin: Ints, outcome: Ints, durations: Mapping[str, Ints]
+        self,
+        frame: pd.DataFrame,
+        rows: npt.NDArray[np.intp],
+        path: Ints,
+        origin: Ints,
+        outcome: Ints,
+        coalesced: Ints,
+        accesses: Ints,
+        durations: Mapping[str, Ints],
     ) -> None:
-        """Take a frame of interrupts, with those columns that are words as places in their lists."""
+        """Take these rows of a frame of interrupts.
+
+        The arrays hold columns of the rows, words as places in their lists: to take whole rows out of a frame is what
+        costs most here.
+        """
         for name in ("bdf", "vm_pid", "host_irq", "gsi"):
             if getattr(self, name) is None:
-                setattr(self, name, first_known(frame[name]))
+                setattr(self, name, first_known(frame[name].iloc[rows]))
         cells = np.bincount((path * len(ORIGINS) + origin) * len(OUTCOMES) + outcome)
         for cell in np.flatnonzero(cells).tolist():
             rest, outcome_code = divmod(cell, len(OUTCOMES))
             self.rows[(*divmod(rest, len(ORIGINS)), outcome_code)] += int(cells[cell])
-        coalesced = ints(frame["coalesced"])
         if (coalesced != NULL).any():
             self._coalesced = (self._coalesced or 0) + int((coalesced == 1).sum())
-        accesses = ints(frame["bar_accesses"])
         self._bar_accesses.add(accesses[accesses >= 0])
         complete = outcome == OUTCOMES.index("complete")
         for number in np.unique(path).tolist():
             here = path == number
             tally = self._paths.setdefault(number, PathTally())
             tally.add({measure: values[here] for measure, values in durations.items()}, complete[here])
-        self._keep_slowest(frame, np.where(complete, durations["masked_ns"], NULL))
+        self._keep_slowest(frame, rows, np.where(complete, durations["masked_ns"], NULL))
 
-    def _keep_slowest(self, frame: pd.DataFrame, masked: Ints) -> None:
+    def _keep_slowest(self, frame: pd.DataFrame, rows: npt.NDArray[np.intp], masked: Ints) -> None:
         wanted = self._options.slowest
         full = len(self._slowest) == wanted
         candidates = np.flatnonzero(masked >= (self._slowest[-1].masked_ns or 0 if full and wanted else 0))
@@ -153,10 +163,10 @@ class DeviceTally:
             # All that tie with the last one stay, so that ids decide and not the batches.
             least = np.partition(masked[candidates], len(candidates) - wanted)[len(candidates) - wanted]
             candidates = candidates[masked[candidates] >= least]
-            order = np.lexsort((ints(frame["id"])[candidates], -masked[candidates]))
+            order = np.lexsort((ints(frame["id"])[rows[candidates]], -masked[candidates]))
             candidates = candidates[order[:wanted]]
-        rows = [*self._slowest, *interrupt_rows(frame.iloc[candidates])]
-        self._slowest = sorted(rows, key=lambda row: (-(row.masked_ns or 0), row.id))[:wanted]
+        slowest = [*self._slowest, *interrupt_rows(frame.iloc[rows[candidates]])]
+        self._slowest = sorted(slowest, key=lambda row: (-(row.masked_ns or 0), row.id))[:wanted]
 
     def place(self, instants: Ints, path: Ints, masked: Ints, step: int) -> None:
         """Take the instants of interrupts, in bins of `step` ns; masked time is `NULL` where it is not to count."""

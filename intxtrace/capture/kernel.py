@@ -124,6 +124,19 @@ def open_raw_tracepoint(program: int, name: str | None = None) -> int:
     )
 
 
+def traced_functions(path: Path = Path("/sys/kernel/tracing/enabled_functions")) -> set[tuple[str, str]] | None:
+    """Return (name, module) of every function that ftrace has patched; module `vmlinux` for the kernel's own.
+
+    An fentry program is a direct call of ftrace's (register_fentry, kernel/bpf/trampoline.c), so its function is here.
+    None: this kernel does not say, or tracefs is not mounted.
+    """
+    try:
+        text = path.read_text()
+    except OSError:
+        return None
+    return {(name, module or "vmlinux") for name, module in re.findall(r"^(\S+) (?:\[(\w+)\] )?\(\d+\)", text, re.M)}
+
+
 def module_btf_fds(modules: Iterable[str]) -> dict[str, int]:
     """Open the kernel's BTF objects of these modules; the caller closes them.
 

@@ -362,7 +362,24 @@ class Probes:
         finally:
             for fd in fds.values():
                 os.close(fd)
-        return frozenset(failed)
+        return frozenset(failed | self._unhooked(plan))
+
+    def _unhooked(self, plan: Plan) -> set[str]:
+        """Detach the fentry programs whose attachment succeeded but did not take place; return their probes.
+
+        Debian's 6.12 says so of KVM's irqfd_wakeup, makes the trampoline and never patches the function.
+        """
+        traced = kernel.traced_functions()
+        found = set()
+        for row in plan.probes if traced is not None else ():
+            hooks = [p for p in plan.programs.get(row.name, ()) if p.method in ("fentry", "fexit")]
+            untraced = [p for p in hooks if (p.hook.target, p.module) not in (traced or ())]
+            if row.id in self._attached and untraced:
+                self._detach_row(row.id)
+                row.state = "missing"
+                row.reason = f"the kernel attached {untraced[0].method} to {untraced[0].hook.target} without effect"
+                found.add(row.name)
+        return found
 
     def _code(self, symbol: str) -> bytes:
         lib, module = self._bcc.lib, self.bpf.module

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 import intxtrace
-from intxtrace.cli import info, interrupts, record, report, summary
+from intxtrace.cli import import_, info, interrupts, record, report, summary
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -53,6 +53,13 @@ app.command(
         "intxtrace record -- virsh start win10",
     )
 )(record.record)
+app.command(
+    name="import",
+    epilog=_examples(
+        "intxtrace import trace.txt -o trace.intx",
+        "cat /sys/kernel/tracing/trace | intxtrace import - -o now.intx",
+    ),
+)(import_.import_)
 app.command(
     epilog=_examples(
         "intxtrace info trace.intx",

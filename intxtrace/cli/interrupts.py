@@ -74,6 +74,7 @@ def interrupts(
         raise IntxtraceError(f"--limit {limit} is less than nothing; write how many rows you want, or 0 for all")
     opened = open_trace(trace)
     filters = choice.resolve(opened.metadata, opened.tables, lambda: opened.begin_at)
+    output.note_compile(opened)
     frames = (filters.apply(frame) for frame in output.watched(opened, opened.iter_interrupts()))
     rows, total = first_rows(frames, by, limit)
     if as_json:

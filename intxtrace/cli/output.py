@@ -28,6 +28,14 @@ def note_end(trace: Trace) -> None:
         note(f"{trace.path}: {trace.problem}; what is shown is everything before")
 
 
+def note_compile(trace: Trace) -> None:
+    """Say on a terminal why nothing moves at first, if a trace is so long that the reconstructor is compiled for it."""
+    from intxtrace.reconstruct import must_compile
+
+    if sys.stderr.isatty() and must_compile(trace.event_count):
+        note("compiling the reconstructor, once for this version: some 10 s")
+
+
 def watched(trace: Trace, items: Iterable[T]) -> Iterator[T]:
     """Show on a terminal how much of the trace was read, once that takes more than a second."""
     begin, bar, task = time.monotonic(), None, None
@@ -47,6 +55,7 @@ def summarised(trace: Trace, filters: Filters) -> Summary:
     """Analyse the wanted part of a trace, with progress."""
     from intxtrace.analysis import Analysis
 
+    note_compile(trace)
     analysis = Analysis(trace.metadata, filters.select(trace.tables))
     for result in watched(trace, trace.iter_results()):
         analysis.add(filters.apply(result.interrupts), filters.apply(result.states), filters.apply(result.counters))

@@ -30,13 +30,15 @@ if TYPE_CHECKING:
 LOAD_FROM = 100_000
 """Events from which on loading the compiled machine is worth its half second."""
 
-COMPILE_FROM = 3_000_000
-"""Events from which on compiling it is, the first time on a machine: it takes some 15 s."""
+COMPILE_FROM = 1_500_000
+"""Events from which on compiling it is, the first time on a machine: it takes some 10 s."""
+
+_BLOCK = 1 << 13
+"""Events assembled at a time for the compiled machine: they stay in the CPU's cache."""
 
 _Event = namedtuple("_Event", RECORD.names or ())  # type: ignore[misc]
 
-
-_Parts = list[dict[str, np.ndarray[Any, Any]]]
+_Parts = list[dict[str, state.Columns]]
 
 
 class Result(NamedTuple):
@@ -60,85 +62,111 @@ class Reconstructor:
         clock_orders_only: timestamps order the events and tell nothing else: all durations are null.
         compile_from: number of events from which on the compiled machine is used; the default is `LOAD_FROM`, or
             `COMPILE_FROM` where nothing compiled is kept yet (`compile.prepare` compiles ahead of time).
+        expected: number of events that will come, as far as it is known.
     """
 
-    def __init__(self, tables: Tables, *, clock_orders_only: bool = False, compile_from: int | None = None) -> None:
+    def __init__(
+        self,
+        tables: Tables,
+        *,
+        clock_orders_only: bool = False,
+        compile_from: int | None = None,
+        expected: int = 0,
+    ) -> None:
         self._tables = tables
         self._clock_orders_only = clock_orders_only
         self._compile_from = compile_from
+        self._expected = expected
         self._fed = 0
         self._probes_seen = 0
         self._state = state.new_state()
         self._block: np.ndarray[Any, Any] | None = None
+        self._parts: _Parts = []
         self._finished = False
 
-    def feed(self, events: np.ndarray[Any, Any]) -> Result:
-        """Take a batch of records (`intxtrace.events.RECORD`) and return the rows that it closed.
+    def feed(self, events: state.Events) -> Result:
+        """Take a batch of events, and return the rows that it closed: `take` and `closed` in one."""
+        self.take(events)
+        return self.closed()
+
+    def take(self, events: state.Events) -> None:
+        """Take a batch of events, as records (`intxtrace.events.RECORD`) or as columns.
 
         Events are taken in the order of their timestamps, equal ones in the order of the array. Batches follow each
         other in time; only LOST, PROBE, DEVICE and VM may be older than what was fed before.
+
+        Raises:
+            IntxtraceError: the trace names more devices, VMs or other objects than any host has.
         """
         if self._finished:
             raise ValueError("finish() was called: make a new Reconstructor")
-        self._fed += len(events)
+        self._fed += len(events["ts"])
         if self._block is None and self._worth_compiling():
             self._block = state.to_block(self._state)
             self._state = state.views(self._block)
         self._see_probes()
-        batch = np.ascontiguousarray(_sorted(events)).view(state.EVENT)
+        ordered = _sorted(events)
         vm_pids = [vm.pid for vm in self._tables.vms]
         device_pids = [device.vm_pid or 0 for device in self._tables.devices]
         if self._block is None:
-            return self._frames(self._interpret(batch, vm_pids, device_pids))
-        pids = np.array(vm_pids, np.int64), np.array(device_pids, np.int64)
-        return self._frames(self._compute(self._block, batch, pids))
+            self._interpret(ordered, vm_pids, device_pids)
+        else:
+            self._compute(self._block, ordered, np.array(vm_pids, np.int64), np.array(device_pids, np.int64))
+
+    def closed(self) -> Result:
+        """Return the rows that were closed since the last call. A frame has its price: do not ask for a few rows."""
+        self._empty()
+        rows = {table: _joined([part[table] for part in self._parts]) for table in state.OUTPUTS}
+        self._parts.clear()
+        return Result(
+            interrupts_frame(rows["interrupt_rows"], self._tables, self._clock_orders_only),
+            states_frame(rows["state_rows"], self._tables),
+            counters_frame(rows["counter_rows"], self._tables),
+        )
+
+    def _empty(self) -> None:
+        """Take the rows that are ready out of the machine."""
+        self._parts.append(state.emptied(self._state))
 
     def _worth_compiling(self) -> bool:
+        events = max(self._fed, self._expected)
         if self._compile_from is not None:
-            return self._fed >= self._compile_from
-        if self._fed < LOAD_FROM:
-            return False
-        from intxtrace.reconstruct.compile import is_kept
+            return events >= self._compile_from
+        return events >= COMPILE_FROM or (events >= LOAD_FROM and _is_kept())
 
-        return self._fed >= COMPILE_FROM or is_kept()
-
-    def _interpret(self, batch: np.ndarray[Any, Any], vm_pids: list[int], device_pids: list[int]) -> _Parts:
+    def _interpret(self, events: state.Events, vm_pids: list[int], device_pids: list[int]) -> None:
         """Run the machine as plain Python."""
-        events = list(map(_Event._make, batch.tolist()))
-        parts: _Parts = []
+        columns = [events[name].view(signed).tolist() for name, signed in state.SIGNED.items()]
+        batch = list(map(_Event._make, zip(*columns, strict=True)))
         at = 0
-        while True:
-            self._state = state.grown(self._state)
-            at = machine.run(self._state, events, at, vm_pids, device_pids)
-            parts.append(state.emptied(self._state))
-            if at >= len(events):
-                return parts
+        while at < len(batch):
+            at = machine.run(self._state, batch, at, vm_pids, device_pids)
+            self._empty()
+            self._state = state.with_room(self._state)
 
-    def _compute(self, block: np.ndarray[Any, Any], batch: np.ndarray[Any, Any], pids: tuple[Any, Any]) -> _Parts:
+    def _compute(self, block: np.ndarray[Any, Any], events: state.Events, *pids: np.ndarray[Any, Any]) -> None:
         """Run the machine as compiled code."""
-        from intxtrace.reconstruct.compile import compiled_machine
+        from intxtrace.reconstruct.compile import compiled_machine, records
 
         run = compiled_machine()
-        parts: _Parts = []
-        at = 0
-        while True:
-            before = at
-            at = run(block[0], batch, at, *pids)
-            parts.append(state.emptied(self._state))
-            if at >= len(batch):
-                return parts
-            if at == before:
-                block = self._block = state.to_block(self._state)
-                self._state = state.views(block)
+        scratch = np.empty(_BLOCK, state.EVENT)
+        for begin in range(0, len(events["ts"]), _BLOCK):
+            batch = records(events, begin, scratch)
+            at = run(block[0], batch, 0, *pids)
+            while at < len(batch):
+                self._empty()
+                state.with_room(self._state)
+                at = run(block[0], batch, at, *pids)
 
     def finish(self) -> Result:
-        """Close what is in flight, as the trace ends here, and return the last rows."""
+        """Close what is in flight, as the trace ends here, and return the rows since `closed` was called last."""
         if self._finished:
             raise ValueError("finish() was called already")
         self._finished = True
-        self._state = state.grown(self._state if self._block is None else state.to_lists(self._state))
+        self._empty()
+        self._state = state.with_room(self._state if self._block is None else state.to_lists(self._state))
         machine.finish(self._state)
-        return self._frames([state.emptied(self._state)])
+        return self.closed()
 
     def _see_probes(self) -> None:
         """Note the rows of the probe table that are new, and what they can show."""
@@ -156,23 +184,29 @@ class Reconstructor:
             if name in Kind.__members__
         ]
         self._probes_seen = len(self._tables.probes)
-        if new and self._block is None:
-            self._state = state.with_probes(self._state, new)
-        elif new:
-            self._block = state.to_block(state.with_probes(state.to_lists(self._state), new))
-            self._state = state.views(self._block)
-
-    def _frames(self, parts: list[dict[str, np.ndarray[Any, Any]]]) -> Result:
-        rows = {table: np.concatenate([part[table] for part in parts]) for table in state.OUTPUTS}
-        return Result(
-            interrupts_frame(rows["interrupt_rows"], self._tables, self._clock_orders_only),
-            states_frame(rows["state_rows"], self._tables),
-            counters_frame(rows["counter_rows"], self._tables),
-        )
+        self._state = state.with_probes(self._state, new)
 
 
-def _sorted(events: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    ts = events["ts"]
+def must_compile(events: int) -> bool:
+    """Whether a `Reconstructor` that expects so many events would have to compile, as nothing compiled is kept."""
+    return events >= COMPILE_FROM and not _is_kept()
+
+
+def _is_kept() -> bool:
+    from intxtrace.reconstruct.compile import is_kept
+
+    return is_kept()
+
+
+def _joined(parts: list[state.Columns]) -> state.Columns:
+    if len(parts) == 1:
+        return parts[0]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _sorted(events: state.Events) -> state.Events:
+    ts = np.ascontiguousarray(events["ts"])
     if len(ts) < 2 or bool((ts[1:] >= ts[:-1]).all()):
-        return events
-    return events[np.argsort(ts, kind="stable")]
+        return np.ascontiguousarray(events) if isinstance(events, np.ndarray) else events
+    order = np.argsort(ts, kind="stable")
+    return events[order] if isinstance(events, np.ndarray) else {name: events[name][order] for name in state.SIGNED}

@@ -9,6 +9,7 @@ import hashlib
 import os
 import pwd
 import stat
+from collections.abc import Callable
 from functools import cache
 from importlib import import_module
 from importlib.metadata import version
@@ -29,59 +30,129 @@ from intxtrace.reconstruct import (
     signalling,
     state,
     states,
+    tracepoints,
 )
+from intxtrace.reconstruct.state import Events
 
-_MODULES = (identity, states, ending, counting, masking, signalling, delivering, setting_up, machine)
+_MODULES = (identity, states, ending, counting, masking, signalling, delivering, setting_up, tracepoints, machine)
 
 
 @cache
 def compiled_machine() -> Any:
-    """Return `machine.run` as a compiled function; the first call with arguments compiles it, or loads it.
+    """Return `machine.run` as a compiled function: compile it, or load it.
 
     Every function of the machine's modules is cloned into one namespace, where the functions that it calls are compiled
     ones; the modules themselves stay plain Python.
     """
-    numba: Any = import_module("numba")
-    config: Any = import_module("numba.core.config")
+    types: Any = import_module("numba.core.types")
 
-    # The same compiled code then serves other CPUs (a home folder that several machines share).
-    if config.CPU_NAME is None:
-        config.CPU_NAME, config.CPU_FEATURES = "generic", ""
-    folder = cache_folder()
-    before = config.CACHE_DIR
+    pids = _array(np.int64)
+    signature = types.int64(_type(state.BLOCK), _array(state.EVENT), types.int64, pids, pids)
     namespace: dict[str, Any] = {}
     for module in _MODULES:
         namespace.update(vars(module))
     functions = {n: f for n, f in namespace.items() if isinstance(f, FunctionType) and _is_rule(f)}
+    run = functions.pop(machine.run.__name__)
+    for name, function in functions.items():
+        namespace[name] = _compiled(_clone(function, namespace))
+    return _compiled(_clone(run, namespace), signature)
+
+
+@cache
+def _compiled_assembly() -> Any:
+    """Return `_assemble` as a compiled function."""
+    types: Any = import_module("numba.core.types")
+
+    columns = types.Tuple([_array(signed) for signed in state.SIGNED.values()])
+    return _compiled(_assemble, types.void(columns, _array(state.EVENT, readonly=False)))
+
+
+def _clone(function: FunctionType, namespace: dict[str, Any]) -> FunctionType:
+    clone = FunctionType(function.__code__, namespace, function.__name__)
+    clone.__module__, clone.__qualname__ = function.__module__, function.__qualname__
+    return clone
+
+
+def _type(dtype: Any) -> Any:
+    return import_module("numba.np.numpy_support").from_dtype(np.dtype(dtype))
+
+
+def _array(dtype: Any, readonly: bool = True) -> Any:
+    return import_module("numba.core.types").Array(_type(dtype), 1, "C", readonly=readonly)
+
+
+def _compiled(function: Callable[..., Any], signature: Any = None) -> Any:
+    """Compile a function, or load it.
+
+    Those with a signature can be called from Python, and are kept, with the others that they call in them. The
+    signature is fixed, so that nothing is ever compiled twice.
+    """
+    numba: Any = import_module("numba")
+    config: Any = import_module("numba.core.config")
+    unliteral: Any = import_module("numba.core.types").unliteral
+
+    # The same compiled code then serves other CPUs (a home folder that several machines share).
+    if config.CPU_NAME is None:
+        config.CPU_NAME, config.CPU_FEATURES = "generic", ""
+    outermost = signature is not None
+    folder = cache_folder() if outermost else None
+    before = config.CACHE_DIR
+    config.CACHE_DIR = str(folder or "")
     try:
-        config.CACHE_DIR = str(folder or "")
-        for name, function in functions.items():
-            clone = FunctionType(function.__code__, namespace, name)
-            clone.__module__, clone.__qualname__ = function.__module__, function.__qualname__
-            # Only `run` is called from Python, and only it is worth a cache entry: it holds the others.
-            outermost = name == machine.run.__name__
-            namespace[name] = numba.njit(
-                clone,
-                cache=outermost and folder is not None,
-                no_cpython_wrapper=not outermost,
-                no_cfunc_wrapper=True,
-            )
+        compiled = numba.njit(
+            signature, cache=folder is not None, no_cpython_wrapper=not outermost, no_cfunc_wrapper=True
+        )(function)
     finally:
         config.CACHE_DIR = before
-    return namespace[machine.run.__name__]
+    # Called with a constant, numba would compile a function anew for each: a third of all the time it takes.
+    template_for = compiled.get_call_template
+    compiled.get_call_template = lambda args, kws: template_for(tuple(map(unliteral, args)), kws)
+    return compiled
+
+
+def records(events: Events, begin: int, scratch: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Give the events from `begin` on, as many as there are and `scratch` (`state.EVENT`) takes, as records.
+
+    Those that come as columns are assembled in `scratch`.
+    """
+    if isinstance(events, np.ndarray):
+        return events[begin : begin + len(scratch)].view(state.EVENT)
+    count = min(len(events["ts"]) - begin, len(scratch))
+    columns = tuple(events[name][begin : begin + count].view(signed) for name, signed in state.SIGNED.items())
+    _compiled_assembly()(columns, scratch)
+    return scratch[:count]
+
+
+def _assemble(columns: Any, out: Any) -> None:
+    (ts, kind, cpu, flags, tgid, tid, value, aux, device, link, link2, vm, arg0, arg1) = columns
+    for at in range(len(ts)):
+        e = out[at]
+        e.ts = ts[at]
+        e.kind = kind[at]
+        e.cpu = cpu[at]
+        e.flags = flags[at]
+        e.tgid = tgid[at]
+        e.tid = tid[at]
+        e.value = value[at]
+        e.aux = aux[at]
+        e.device = device[at]
+        e.link = link[at]
+        e.link2 = link2[at]
+        e.vm = vm[at]
+        e.arg0 = arg0[at]
+        e.arg1 = arg1[at]
 
 
 def prepare() -> None:
     """Compile the machine, or load it, so that a `Reconstructor` need not wait for it in the middle of a recording."""
-    block = state.to_block(state.new_state())
-    none = np.zeros(0, np.int64)
-    compiled_machine()(block[0], np.zeros(0, state.EVENT), 0, none, none)
+    compiled_machine()
+    _compiled_assembly()
 
 
 def is_kept() -> bool:
-    """Whether compiled code is kept from before, so that only loading takes time."""
+    """Whether the compiled machine is kept from before, so that only loading takes time."""
     folder = cache_folder()
-    return folder is not None and any(folder.rglob("*.nbc"))
+    return folder is not None and any(folder.rglob(f"*.{machine.run.__name__}-*.nbc"))
 
 
 def _is_rule(function: FunctionType) -> bool:

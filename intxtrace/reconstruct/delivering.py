@@ -20,6 +20,7 @@ from intxtrace.reconstruct.signalling import first_untaken, only_untaken, take
 from intxtrace.reconstruct.state import NULL, State
 from intxtrace.reconstruct.states import observe_path
 from intxtrace.reconstruct.vocabulary import (
+    APIC_ACCEPT,
     EPOLLIN,
     EVENTFD_READ,
     HYBRID,
@@ -30,10 +31,14 @@ from intxtrace.reconstruct.vocabulary import (
     KERNEL,
     KVM_ACK,
     KVM_SET_IRQ,
+    KVM_SET_IRQ_EXIT,
+    NO_PATH,
     PIC_MASTER,
     QEMU_EOI,
     QEMU_INTERRUPT,
     RESAMPLER_ACK,
+    SET_IRQS_ENTRY,
+    SOURCE_RESAMPLE,
     SOURCE_USERSPACE,
     STATE_HYBRID,
     STATE_KERNEL,
@@ -51,8 +56,13 @@ def on_irqfd_inject(s: State, e: Any) -> None:
         hand_out_settled(s, before)
     if d < 0:
         return
+    begin_injection(s, task, d, KERNEL if e.link2 != 0 else HYBRID, e)
+    observe_path(s, d, STATE_KERNEL if e.link2 != 0 else STATE_HYBRID, True)
+
+
+def begin_injection(s: State, task: Any, d: int, path: int, e: Any) -> None:
+    """A worker injects for a device. `path` is NO_PATH where only kvm_set_irq's source will tell it."""
     end_fresh(s, d, NULL)
-    path = KERNEL if e.link2 != 0 else HYBRID
     # schedule_work on pending work does nothing, so one run injects every wake-up before it.
     injected = -1
     i = s.devices[d].head
@@ -72,9 +82,9 @@ def on_irqfd_inject(s: State, e: Any) -> None:
         x = s.interrupts[i]
         x.path = path
         x.woken_at = e.ts
-        x.gsi = e.arg0
+        if path != NO_PATH:
+            x.gsi = e.arg0
         inject(s, i, -1, e.ts)
-    observe_path(s, d, STATE_KERNEL if e.link2 != 0 else STATE_HYBRID, True)
     task.injecting = d
     task.asserted = 0
     hand_out_settled(s, d)
@@ -99,15 +109,23 @@ def on_kvm_set_irq(s: State, e: Any) -> None:
     if e.value == 0:
         if e.arg1 == SOURCE_USERSPACE and task.injecting < 0:
             task.deassert_at = e.ts
+            if s.kinds[SET_IRQS_ENTRY] == 0 and s.kinds[QEMU_EOI] == 0:
+                lowered_by_qemu(s, e)
         return
     if task.injecting >= 0 and task.asserted == 0:
         # Called by irqfd_inject.
         task.asserted = 1
         i = s.devices[task.injecting].head
         while i >= 0:
-            if s.interrupts[i].fresh:
-                s.interrupts[i].injected_at = e.ts
-            i = s.interrupts[i].next
+            x = s.interrupts[i]
+            if x.fresh:
+                x.injected_at = e.ts
+                if x.path == NO_PATH:
+                    # irqfd_inject: an irqfd with a resampler uses KVM_IRQFD_RESAMPLE_IRQ_SOURCE_ID.
+                    x.path = KERNEL if e.arg1 == SOURCE_RESAMPLE else HYBRID
+                    x.gsi = e.arg0
+                    observe_path(s, task.injecting, STATE_KERNEL if x.path == KERNEL else STATE_HYBRID, True)
+            i = x.next
         return
     before = end_injection(s, task, NULL)
     if before >= 0:
@@ -139,6 +157,22 @@ def on_kvm_set_irq(s: State, e: Any) -> None:
     task.asserted = 1
 
 
+def lowered_by_qemu(s: State, e: Any) -> None:
+    """The line was lowered, by vfio_intx_eoi if one interrupt alone that QEMU took is in service on that GSI."""
+    found = -1
+    for d in range(s.machine[0].n_devices):
+        i = s.devices[d].head
+        while i >= 0:
+            x = s.interrupts[i]
+            if x.taken_at != NULL and x.injected_at != NULL and x.acknowledged_at == NULL and x.gsi == e.arg0:
+                if found >= 0 and found != d:
+                    return
+                found = d
+            i = x.next
+    if found >= 0:
+        acknowledge_taken(s, found, e.ts)
+
+
 def on_kvm_set_irq_exit(s: State, e: Any) -> None:
     """kvm_set_irq returned: whether the controller took the level as a new delivery."""
     if e.aux != 0:
@@ -168,7 +202,7 @@ def end_fresh(s: State, d: int, returned: int) -> None:
             if x.coalesced == NULL:
                 if returned != NULL and returned > 0:
                     x.coalesced = 0
-                elif in_service(s, i):
+                elif in_service(s, i, False):
                     x.coalesced = 1
             x.fresh = 0
         i = x.next
@@ -196,35 +230,46 @@ def on_apic_accept(s: State, e: Any) -> None:
         i = s.interrupts[i].next
 
 
-def in_service(s: State, i: int) -> bool:
-    """Whether an earlier delivery on the same GSI has not had its EOI yet."""
+def in_service(s: State, i: int, racing: bool) -> bool:
+    """Whether an earlier delivery on the same GSI has not had its EOI yet.
+
+    `racing`: one counts too whose kvm_set_irq was called before and is not known to have returned.
+    """
     line = s.devices[s.interrupts[i].device].line
     if line < 0:
+        # The VM is not known (KVM's tracepoints name none). What no local APIC accepted merged into what is in service
+        # on that GSI; two VMs with one GSI would each have had theirs accepted.
+        for d in range(s.machine[0].n_devices):
+            if s.devices[d].line < 0 and serves(s, d, i, s.interrupts[i].gsi, racing):
+                return True
         return False
     d = s.lines[line].first
     while d >= 0:
-        j = s.devices[d].head
-        while j >= 0:
-            y = s.interrupts[j]
-            ended = y.eoi_at != NULL or (y.path != USERSPACE and y.acknowledged_at != NULL)
-            if j != i and y.injected_at != NULL and not ended and not y.fresh:
-                return True
-            j = y.next
+        if serves(s, d, i, NULL, racing):
+            return True
         d = s.devices[d].next_on_line
     return False
 
 
-def on_kvm_ack(s: State, e: Any) -> None:
-    """kvm_notify_acked_irq: the guest's EOI of a level interrupt at the IOAPIC, or the PIC.
+def serves(s: State, d: int, i: int, gsi: int, racing: bool) -> bool:
+    """Whether a device has a delivery other than `i` in service; `gsi` NULL: on whatever GSI."""
+    j = s.devices[d].head
+    while j >= 0:
+        y = s.interrupts[j]
+        ended = y.eoi_at != NULL or (y.path != USERSPACE and y.acknowledged_at != NULL)
+        earlier = y.coalesced == NULL and y.injected_at < s.interrupts[i].injected_at
+        delivered = not y.fresh or y.coalesced == 0 or (racing and earlier)
+        if j != i and y.injected_at != NULL and not ended and delivered and gsi in (NULL, y.gsi):
+            return True
+        j = y.next
+    return False
 
-    Pins are GSIs but for IOAPIC pin 2, which is GSI 0 (kvm_setup_default_irq_routing); PIC master pin 2 is the cascade.
-    """
-    gsi = e.arg0
-    if gsi == 2:
-        if e.arg1 == PIC_MASTER:
-            return
-        if e.arg1 == IOAPIC:
-            gsi = 0
+
+def on_kvm_ack(s: State, e: Any) -> None:
+    """kvm_notify_acked_irq: the guest's EOI of a level interrupt at the IOAPIC, or the PIC."""
+    gsi = gsi_of_pin(e)
+    if gsi == NULL:
+        return
     t = task_of(s, e)
     task = s.tasks[t]
     task.ack_at = e.ts
@@ -236,7 +281,7 @@ def on_kvm_ack(s: State, e: Any) -> None:
         return
     d = s.lines[line].first
     while d >= 0:
-        quicker_than_the_call(s, d)
+        judge_fresh(s, d)
         d = s.devices[d].next_on_line
     d = s.lines[line].first
     while d >= 0:
@@ -246,13 +291,33 @@ def on_kvm_ack(s: State, e: Any) -> None:
         d = following
 
 
-def quicker_than_the_call(s: State, d: int) -> None:
-    """The guest's EOI came before the return of kvm_set_irq: it ends that delivery if there is no other to end."""
+def gsi_of_pin(e: Any) -> int:
+    """Return the GSI that an irqchip's pin is of; NULL for the PIC's cascade.
+
+    Pins are GSIs but for IOAPIC pin 2, which is GSI 0 (kvm_setup_default_irq_routing); PIC master pin 2 is the cascade.
+    """
+    pin: int = e.arg0
+    if pin == 2 and e.arg1 == PIC_MASTER:
+        return NULL
+    if pin == 2 and e.arg1 == IOAPIC:
+        return 0
+    return pin
+
+
+def judge_fresh(s: State, d: int) -> None:
+    """An EOI comes before kvm_set_irq is known to have returned: say what of it can be said.
+
+    The guest had nothing else to end, so what was raised first was delivered. Or something else was in service, and no
+    return is recorded, but what the local APIC accepts is: what it did not accept has merged (ioapic_service).
+    """
     i = s.devices[d].head
     while i >= 0:
         x = s.interrupts[i]
-        if x.fresh and x.path != USERSPACE and x.coalesced == NULL and not in_service(s, i):
-            x.coalesced = 0
+        if x.fresh and x.coalesced == NULL and x.injected_at != NULL and x.eoi_at == NULL:
+            if not in_service(s, i, True):
+                x.coalesced = 0
+            elif s.kinds[KVM_SET_IRQ_EXIT] == 0 and s.kinds[APIC_ACCEPT] > 0:
+                x.coalesced = 1
         i = x.next
 
 

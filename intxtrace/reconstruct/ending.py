@@ -13,6 +13,7 @@ from intxtrace.reconstruct.vocabulary import (
     EVENTFD_SIGNAL,
     EVENTFD_WRITE,
     HEADLESS,
+    HELD,
     IRQFD_INJECT,
     IRQFD_WAKEUP,
     KERNEL,
@@ -30,9 +31,11 @@ from intxtrace.reconstruct.vocabulary import (
     RESIGNAL,
     SETTLED,
     TORN_DOWN,
+    UNMASK_ENTRY,
     UNMASK_EXIT,
     USERSPACE,
     VIRQFD_WAKEUP,
+    WORK_QUEUED,
 )
 
 
@@ -63,8 +66,8 @@ def settled(s: State, i: int) -> bool:
     unmasked = (x.unmasked_at != NULL or x.refused_at != NULL) and s.kinds[IRQFD_WAKEUP] == 0
     if x.path == NO_PATH and x.sent_at != NULL and not unmasked:
         return False  # Signalled, and nobody has taken it yet.
-    unsent = (x.origin == RESIGNAL or x.origin == PENDING) and x.sent_at == NULL and not x.lossy
-    if unsent and s.devices[x.device].trigger != 0 and s.kinds[EVENTFD_SIGNAL] > 0:
+    unsent = (x.origin == RESIGNAL or x.origin == PENDING) and x.sent_at == NULL and x.path != HELD
+    if unsent and not x.lossy and s.devices[x.device].trigger != 0 and s.kinds[EVENTFD_SIGNAL] > 0:
         return False  # The worker that signals it has not come yet (virqfd_inject).
     if x.acknowledged_at != NULL or x.doomed or x.unshown:
         return True
@@ -79,6 +82,9 @@ def settled(s: State, i: int) -> bool:
 def awaited(s: State, i: int) -> bool:
     """Whether a settled interrupt may still be named by later evidence."""
     x = s.interrupts[i]
+    if x.path == KERNEL and s.kinds[UNMASK_EXIT] == 0 and s.kinds[UNMASK_ENTRY] == 0 and s.kinds[WORK_QUEUED] > 0:
+        # No probe shows the unmask, but what it makes virqfd_wakeup queue if it returned 1 is shown.
+        return bool(s.devices[x.device].masked_by == i)
     if x.path != USERSPACE or x.doomed or x.final:
         return False
     # On the userspace path the guest's EOI follows the unmask (vfio_intx_eoi runs at the first BAR access). It reaches

@@ -19,9 +19,9 @@ from intxtrace.reconstruct.state import (
 from intxtrace.reconstruct.vocabulary import NO_STATE, NOTHING_SEEN, SYNTHETIC
 
 
-def slot_of(slots: Any, tag: int, a: int, b: int) -> int:
-    """Return where a key is in the hash map, or where it would go (open addressing, linear probing)."""
-    mask = len(slots) - 1
+def slot_of(slots: Any, rows: int, tag: int, a: int, b: int) -> int:
+    """Return where a key is in the first `rows` of the hash map, or where it would go (linear probing)."""
+    mask = rows - 1
     # Bits 32 and up of the product are the same in wrapping and in unbounded integers.
     at = ((a ^ (b * 0x9E3779B1) ^ (tag << 56)) * 0x1E3779B97F4A7C15 >> 32) & mask
     while slots[at].tag != 0 and (slots[at].a != a or slots[at].b != b or slots[at].tag != tag):
@@ -31,7 +31,7 @@ def slot_of(slots: Any, tag: int, a: int, b: int) -> int:
 
 def find(s: State, tag: int, a: int, b: int) -> int:
     """Return the value of a key, -1 if there is none."""
-    slot = s.slots[slot_of(s.slots, tag, a, b)]
+    slot = s.slots[slot_of(s.slots, s.machine[0].slot_rows, tag, a, b)]
     if slot.tag == 0:
         return -1
     value: int = slot.value
@@ -40,7 +40,7 @@ def find(s: State, tag: int, a: int, b: int) -> int:
 
 def put(s: State, tag: int, a: int, b: int, value: int) -> None:
     """Set the value of a key."""
-    slot = s.slots[slot_of(s.slots, tag, a, b)]
+    slot = s.slots[slot_of(s.slots, s.machine[0].slot_rows, tag, a, b)]
     if slot.tag == 0:
         s.machine[0].n_slots += 1
         slot.tag = tag
@@ -232,6 +232,7 @@ def task_of(s: State, e: Any) -> int:
         task.injecting = -1
         task.unmasking = -1
         task.taking = -1
+        task.acked = -1
         task.deassert_at = NULL
         task.ack_at = NULL
         task.notify_at = NULL
@@ -239,6 +240,7 @@ def task_of(s: State, e: Any) -> int:
         task.write_at = NULL
         task.set_irqs_device = -1
         put(s, TAG_TASK, e.tid, b, t)
+    s.tasks[t].seen_at = e.ts
     return t
 
 

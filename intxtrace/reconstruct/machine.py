@@ -60,6 +60,7 @@ from intxtrace.reconstruct.signalling import (
 )
 from intxtrace.reconstruct.state import NULL, ROOM, State
 from intxtrace.reconstruct.states import end_state, on_qemu_mmaps
+from intxtrace.reconstruct.tracepoints import on_ack_of_unnamed_vm, on_work_queued, on_work_started
 from intxtrace.reconstruct.vocabulary import (
     APIC_ACCEPT,
     CHECKED_UNMASK,
@@ -96,6 +97,7 @@ from intxtrace.reconstruct.vocabulary import (
     RESAMPLER_ACK,
     SET_IRQS_ENTRY,
     SET_IRQS_EXIT,
+    SYNTHETIC,
     TRACE_ENDED,
     UNMASK_ENTRY,
     UNMASK_EXIT,
@@ -103,11 +105,13 @@ from intxtrace.reconstruct.vocabulary import (
     VIRQFD_WAKEUP,
     VM,
     WINDOW,
+    WORK_QUEUED,
+    WORK_STARTED,
 )
 
 
 def has_room(s: State) -> bool:
-    """Whether every table can take what one event may add; `state.grown` makes room."""
+    """Whether every table can take what one event may add; `state.with_room` makes it."""
     m = s.machine[0]
     room: bool = (
         m.n_devices + ROOM <= len(s.devices)
@@ -115,9 +119,9 @@ def has_room(s: State) -> bool:
         and m.n_lines + ROOM <= len(s.lines)
         and m.n_tasks + ROOM <= len(s.tasks)
         and m.n_interrupts + ROOM <= len(s.interrupts)
-        and m.n_probes <= len(s.probes)
+        and m.n_probes + ROOM <= len(s.probes)
         and m.n_bars + ROOM <= len(s.bars)
-        and 2 * (m.n_slots + ROOM) <= len(s.slots)
+        and 2 * (m.n_slots + ROOM) <= m.slot_rows
         and m.out_interrupts + m.n_live + ROOM <= len(s.interrupt_rows)
         and m.out_states + 4 * m.n_devices + ROOM <= len(s.state_rows)
         and m.out_counters + 9 * m.n_devices + m.n_bars + ROOM <= len(s.counter_rows)
@@ -160,7 +164,14 @@ def run(s: State, batch: Any, start: int, vm_pids: Any, device_pids: Any) -> int
         elif kind == APIC_ACCEPT:
             on_apic_accept(s, e)
         elif kind == KVM_ACK:
-            on_kvm_ack(s, e)
+            if e.vm != 0 or e.flags & SYNTHETIC:
+                on_kvm_ack(s, e)
+            else:
+                on_ack_of_unnamed_vm(s, e)
+        elif kind == WORK_QUEUED:
+            on_work_queued(s, e)
+        elif kind == WORK_STARTED:
+            on_work_started(s, e)
         elif kind == RESAMPLER_ACK:
             on_resampler_ack(s, e)
         elif kind == VIRQFD_WAKEUP:

@@ -9,11 +9,14 @@ from intxtrace.reconstruct.identity import device_of, known_device, task_of
 from intxtrace.reconstruct.state import HANDED_OUT, NULL, State
 from intxtrace.reconstruct.states import observe_path
 from intxtrace.reconstruct.vocabulary import (
+    ACTION_UNMASK,
     ASSUMED,
     CHECKED,
     CHECKED_UNMASK,
     ENABLE_IRQ,
     EVENTFD_SIGNAL,
+    FALLBACK,
+    HANDLER_ENTRY,
     HARDWARE,
     HELD,
     IRQFD_WAKEUP,
@@ -23,6 +26,7 @@ from intxtrace.reconstruct.vocabulary import (
     PENDING,
     RESIGNAL,
     STATE_USERSPACE,
+    UNMASK_ENTRY,
     UNMASK_EXIT,
     USERSPACE,
 )
@@ -62,6 +66,9 @@ def raise_interrupt(s: State, d: int, origin: int, raised_at: int) -> int:
     x.unshown = 0
     x.final = 0
     x.headless = 0
+    x.missed = 0
+    x.signaller = 0
+    x.doubtful = 0
     x.lossy = 0
     x.gsi = s.lines[device.line].gsi if device.line >= 0 else NULL
     x.parent_id = NULL
@@ -89,13 +96,17 @@ def raise_masked(s: State, d: int, origin: int, raised_at: int) -> int:
 def raise_headless(s: State, d: int, path: int) -> int:
     """Open an interrupt whose beginning is not in the trace: before it, or, once the device is known, missed."""
     i = raise_interrupt(s, d, NO_ORIGIN, NULL)
-    x = s.interrupts[i]
-    x.path = path
-    if s.devices[d].lost or s.devices[d].mask_known:
-        x.lossy = 1
-    else:
-        x.headless = 1
+    s.interrupts[i].path = path
+    begin_is_missing(s, i, s.devices[d].lost != 0 or s.devices[d].mask_known != 0)
     return i
+
+
+def begin_is_missing(s: State, i: int, known: bool) -> None:
+    """The beginning of an interrupt is before the trace, or was lost if its device was known before."""
+    if known:
+        s.interrupts[i].lossy = 1
+    else:
+        s.interrupts[i].headless = 1
 
 
 def on_handler_entry(s: State, e: Any) -> None:
@@ -122,9 +133,13 @@ def on_handler_exit(s: State, e: Any) -> None:
         if i < 0:
             # Claimed and not signalled: no trigger is set, or virq_disabled was set in between.
             i = claim(s, d)
-            if s.kinds[EVENTFD_SIGNAL] > 0:
+            if e.flags & FALLBACK:
+                # The kprobe missed the handler, and so the ones nested in it: a kprobe's hit inside of another one's is
+                # dropped (kprobe_int3_handler, reenter_kprobe).
+                s.interrupts[i].missed = 1
+            elif s.kinds[EVENTFD_SIGNAL] > 0:
                 s.interrupts[i].path = HELD
-        else:
+        elif not e.flags & FALLBACK:
             no_irqfd_took_it(s, i)
     device.handler_at = NULL
     device.handler_interrupt = -1
@@ -151,8 +166,14 @@ def claim(s: State, d: int) -> int:
         if s.kinds[UNMASK_EXIT] > 0:
             s.interrupts[before].lossy = 1
             s.interrupts[before].doomed = 1
+        elif s.kinds[UNMASK_ENTRY] == 0 and s.interrupts[before].path == KERNEL and device.line < 0:
+            # irqfd_resampler_ack has unmasked it, after an EOI that could not be told from another VM's.
+            s.interrupts[before].unshown = 1
         device.masked_by = -1
+    known = device.lost != 0 or device.mask_known != 0
     i = raise_masked(s, d, HARDWARE, device.handler_at)
+    if device.handler_at == NULL and s.kinds[HANDLER_ENTRY] > 0:
+        begin_is_missing(s, i, known)
     device.lost = 0
     device.handler_interrupt = i
     hand_out_settled(s, d)
@@ -165,6 +186,16 @@ def no_irqfd_took_it(s: State, i: int) -> None:
     if x.path == NO_PATH and x.woken_at == NULL and s.kinds[IRQFD_WAKEUP] > 0:
         x.path = USERSPACE
         observe_path(s, x.device, STATE_USERSPACE, False)
+
+
+def ioctl_did_not_signal(s: State, d: int, tid: int) -> None:
+    """An unmask by ioctl that found the line asserted returns: vfio_send_intx_eventfd came before, or never will."""
+    i = s.devices[d].head
+    while i >= 0:
+        x = s.interrupts[i]
+        if x.signaller == tid and x.sent_at == NULL and x.path == NO_PATH and s.kinds[EVENTFD_SIGNAL] > 0:
+            x.path = HELD
+        i = x.next
 
 
 def on_unmask_exit(s: State, e: Any) -> None:
@@ -182,7 +213,9 @@ def on_unmask_exit(s: State, e: Any) -> None:
     if claimed_within and e.value == 0:
         pass  # It opened the line for the interrupt that was claimed since.
     elif e.value > 0:
-        refuse(s, d, t, e.ts)
+        i = refuse(s, d, t, e.ts)
+        if task.set_irqs_flags & ACTION_UNMASK:
+            s.interrupts[i].signaller = e.tid
     elif unmask_was_real(s, d, proof):
         unmask(s, d, t, proof, e.ts)
     else:

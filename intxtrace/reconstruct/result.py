@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,9 +27,11 @@ DURATIONS = {
 """Each duration is from one instant to another; null if either is, or if they came in the other order."""
 
 
-def interrupts_frame(rows: np.ndarray[Any, Any], tables: Tables, clock_orders_only: bool) -> pd.DataFrame:
+def interrupts_frame(rows: state.Columns, tables: Tables, clock_orders_only: bool) -> pd.DataFrame:
     """Make the frame of `frames.INTERRUPTS`."""
-    columns: dict[str, Any] = {name: _integers(rows[name]) for name in rows.dtype.names or ()}
+    if not len(rows["id"]):
+        return _empty("INTERRUPTS")
+    columns: dict[str, Any] = {name: _integers(rows[name]) for name in rows if name in frames.INTERRUPTS}
     columns |= _places(rows, tables)
     columns["vm_pid"] = _integers(rows["vm_pid"], rows["vm_pid"] == 0)
     columns["host_irq"] = _integers(rows["host_irq"], rows["host_irq"] == 0)
@@ -39,26 +42,33 @@ def interrupts_frame(rows: np.ndarray[Any, Any], tables: Tables, clock_orders_on
     columns["coalesced"] = _booleans(rows["coalesced"])
     for name, (begin, end) in DURATIONS.items():
         missing = (rows[begin] == state.NULL) | (rows[end] == state.NULL) | (rows[end] < rows[begin])
-        columns[name] = _integers(np.where(missing, 0, rows[end] - rows[begin]), missing | clock_orders_only)
+        columns[name] = _integers(rows[end] - rows[begin], missing | clock_orders_only)
     return _frame(columns, frames.INTERRUPTS)
 
 
-def states_frame(rows: np.ndarray[Any, Any], tables: Tables) -> pd.DataFrame:
+def states_frame(rows: state.Columns, tables: Tables) -> pd.DataFrame:
     """Make the frame of `frames.DEVICE_STATES`."""
+    import pandas as pd
+
+    if not len(rows["device"]):
+        return _empty("DEVICE_STATES")
     columns = _places(rows, tables)
     columns["state"] = _words(rows["state"], frames.STATES)
     columns["bars_mapped"] = _booleans(rows["bars_mapped"])
     columns["begin_at"] = _integers(rows["begin_at"])
     columns["end_at"] = _integers(rows["end_at"])
-    columns["reason"] = [
+    reasons = [
         vocabulary.REASONS[reason] + (f": {os.strerror(errno)}" if errno else "")
         for reason, errno in zip(rows["reason"].tolist(), rows["errno"].tolist(), strict=True)
     ]
+    columns["reason"] = pd.array(reasons, dtype="string")
     return _frame(columns, frames.DEVICE_STATES)
 
 
-def counters_frame(rows: np.ndarray[Any, Any], tables: Tables) -> pd.DataFrame:
+def counters_frame(rows: state.Columns, tables: Tables) -> pd.DataFrame:
     """Make the frame of `frames.COUNTERS`."""
+    if not len(rows["device"]):
+        return _empty("COUNTERS")
     columns = _places(rows, tables)
     columns["counter"] = _words(rows["counter"], frames.COUNTER_NAMES)
     for name in ("begin_at", "region", "offset", "count"):
@@ -66,14 +76,23 @@ def counters_frame(rows: np.ndarray[Any, Any], tables: Tables) -> pd.DataFrame:
     return _frame(columns, frames.COUNTERS)
 
 
+@cache
+def _prototype(contract: str) -> pd.DataFrame:
+    return frames.empty(getattr(frames, contract))
+
+
+def _empty(contract: str) -> pd.DataFrame:
+    """Make a frame without rows: most results have no state and no counter, and a copy costs a tenth of a new one."""
+    return _prototype(contract).copy()
+
+
 def _frame(columns: dict[str, Any], contract: dict[str, tuple[str, str]]) -> pd.DataFrame:
     import pandas as pd
 
-    series = {name: pd.Series(columns[name], dtype=dtype, copy=False) for name, (dtype, _) in contract.items()}
-    return pd.DataFrame(series, copy=False)
+    return pd.DataFrame({name: columns[name] for name in contract}, copy=False)
 
 
-def _places(rows: np.ndarray[Any, Any], tables: Tables) -> dict[str, Any]:
+def _places(rows: state.Columns, tables: Tables) -> dict[str, Any]:
     """Return device, its address and its VM."""
     import pandas as pd
 
@@ -90,7 +109,7 @@ def _places(rows: np.ndarray[Any, Any], tables: Tables) -> dict[str, Any]:
 def _integers(values: np.ndarray[Any, Any], missing: Any = None) -> Any:
     import pandas as pd
 
-    return pd.arrays.IntegerArray(np.array(values), np.array(values == state.NULL if missing is None else missing))
+    return pd.arrays.IntegerArray(values, values == state.NULL if missing is None else missing)
 
 
 def _booleans(values: np.ndarray[Any, Any]) -> Any:
@@ -103,7 +122,7 @@ def _words(codes: np.ndarray[Any, Any], words: tuple[str, ...]) -> Any:
     """Turn codes into strings; NULL gives null."""
     import pandas as pd
 
-    return pd.array([*words, None], dtype="string").take(np.where(codes == state.NULL, len(words), codes))
+    return pd.array([*words, None], dtype="string").take(np.maximum(codes, -1))
 
 
 def _strings(codes: np.ndarray[Any, Any], words: dict[int, str | None]) -> Any:

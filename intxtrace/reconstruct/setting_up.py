@@ -22,7 +22,7 @@ from intxtrace.reconstruct.identity import (
     task_of,
     vm_of,
 )
-from intxtrace.reconstruct.masking import forget_unmasks, no_irqfd_took_it
+from intxtrace.reconstruct.masking import forget_unmasks, ioctl_did_not_signal, no_irqfd_took_it
 from intxtrace.reconstruct.state import NULL, TAG_DEVICE, TAG_PID, TAG_ROW, TAG_VM, State
 from intxtrace.reconstruct.states import set_state
 from intxtrace.reconstruct.vocabulary import (
@@ -96,6 +96,9 @@ def on_set_irqs_exit(s: State, e: Any) -> None:
     i = s.devices[d].tail
     if i >= 0 and s.interrupts[i].sent_at != NULL:
         no_irqfd_took_it(s, i)
+    if s.tasks[t].set_irqs_flags & ACTION_UNMASK:
+        ioctl_did_not_signal(s, d, e.tid)
+        hand_out_settled(s, d)
     s.tasks[t].set_irqs_flags = 0
     if e.value >= 0:
         set_irqs(s, e, d)

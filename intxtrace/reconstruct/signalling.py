@@ -91,7 +91,7 @@ def first_unsent(s: State, d: int) -> int:
     i: int = s.devices[d].head
     while i >= 0:
         x = s.interrupts[i]
-        if (x.origin == RESIGNAL or x.origin == PENDING) and x.sent_at == NULL:
+        if (x.origin == RESIGNAL or x.origin == PENDING) and x.sent_at == NULL and x.path != HELD:
             return i
         i = x.next
     return -1
@@ -170,11 +170,16 @@ def first_untaken(s: State, d: int) -> int:
     i: int = s.devices[d].head
     while i >= 0:
         x = s.interrupts[i]
-        signalled = x.sent_at != NULL or s.kinds[EVENTFD_SIGNAL] == 0
-        if signalled and x.woken_at == NULL and x.taken_at == NULL and not x.doomed and not x.headless:
+        if was_signalled(s, x) and x.woken_at == NULL and x.taken_at == NULL and not x.doomed and not x.headless:
             return i
         i = x.next
     return -1
+
+
+def was_signalled(s: State, x: Any) -> bool:
+    """Whether the eventfd was signalled for an interrupt, or no probe could have shown it."""
+    signalled: bool = x.sent_at != NULL or x.missed != 0 or (s.kinds[EVENTFD_SIGNAL] == 0 and x.path != HELD)
+    return signalled
 
 
 def take(s: State, d: int, t: int, ts: int, probed: bool) -> None:
@@ -260,8 +265,7 @@ def unwoken(s: State, d: int) -> int:
     found = -1
     while i >= 0:
         x = s.interrupts[i]
-        signalled = x.sent_at != NULL or s.kinds[EVENTFD_SIGNAL] == 0
-        if signalled and x.woken_at == NULL and x.taken_at == NULL and not x.doomed and x.path != HELD:
+        if was_signalled(s, x) and x.woken_at == NULL and x.taken_at == NULL and not x.doomed and x.path != HELD:
             found = i
         i = x.next
     return found

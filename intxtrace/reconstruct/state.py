@@ -1,17 +1,19 @@
 """What the state machine remembers: small tables of integers, and one hash map from identities to their rows.
 
 Every table exists in two shapes with the same fields: a numpy structured array for the compiled machine, and a list
-of objects with slots for the interpreted one (`Shape`). Both are read and written as `table[row].field`, so that
+of objects with slots for the interpreted one. Both are read and written as `table[row].field`, so that
 `machine.py` is one text for both. All numbers are signed: mixing in unsigned ones would make numba count in floating
 point. Kernel pointers are identities here, so their sign does not matter.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from intxtrace.errors import IntxtraceError
 from intxtrace.events import RECORD, Kind
 
 HANDED_OUT = -2
@@ -26,8 +28,14 @@ MAX_IN_FLIGHT = 64
 MAX_OFFSETS = 1 << 16
 """BAR offsets that are counted one by one in a window; a guest may touch any number of them."""
 
-EVENT = np.dtype([(name, RECORD[name].str.replace("u", "i")) for name in RECORD.names or ()])
+SIGNED = {name: RECORD[name].str.replace("u", "i") for name in RECORD.names or ()}
+"""The fields of `RECORD`, as signed numbers of the same width."""
+
+EVENT = np.dtype(list(SIGNED.items()))
 """`RECORD` with all fields signed."""
+
+Events = np.ndarray[Any, Any] | Mapping[str, np.ndarray[Any, Any]]
+"""Events as records (`RECORD`), or column by column: arrays of the dtypes of `RECORD`'s fields, of one length."""
 
 N_KINDS = max(Kind) + 1
 
@@ -42,6 +50,7 @@ TAG_LINE = 7  # (row of vms, gsi) -> row of lines
 TAG_QEMU = 8  # (VFIODevice, tgid) -> row of devices
 TAG_TASK = 9  # (tid, cpu if tid is 0) -> row of tasks
 TAG_BAR = 10  # (row of devices << 32 | region << 1 | write, offset) -> row of bars
+TAG_WORK = 11  # (struct work_struct, events.Work) -> row of devices
 
 FIELDS: dict[str, tuple[str, ...]] = {
     # The machine itself: fill levels, and what belongs to no table. One row.
@@ -51,6 +60,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
         "n_lines",
         "n_tasks",
         "n_slots",
+        "slot_rows",  # rows of the hash map in use, a power of two
         "n_probes",
         "n_bars",
         "n_interrupts",  # rows ever taken from the pool
@@ -90,6 +100,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
         "shared_mode",  # pci_check_and_unmask_intx was seen: vdev->pci_2_3
         "handler_at",  # entry of the handler that runs now, NULL
         "handler_interrupt",  # what it signalled, -1; HANDED_OUT once that has ended
+        "acker",  # process or thread whose EOIs of an unnamed VM were its own, 0
         "trapped",  # the interrupt that trapped BAR accesses belong to, -1
         "lost",  # events may have been dropped since the last certain raise
         "state",
@@ -123,6 +134,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
         "ack_at",  # guest EOI
         "ack_vm",
         "ack_gsi",
+        "acked",  # the one device that an EOI of an unnamed VM was for, -1
         "resampler_ack",  # 1: that EOI reached irqfd_resampler_ack
         "notify_at",  # kvm_resample_fd_notify
         "exit_at",  # KVM_EXIT_IOAPIC_EOI
@@ -135,6 +147,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
         "unmasking",  # the device that it is unmasking, -1
         "unmasking_since",  # `unmasks_since` of that device when it entered
         "claims",  # `claims` of that device when it entered, or when the line was seen to open
+        "seen_at",  # its last event
     ),
     # One interrupt in flight.
     "interrupts": (
@@ -159,6 +172,9 @@ FIELDS: dict[str, tuple[str, ...]] = {
         "doomed",  # its delivery was torn down before the guest acknowledged it
         "unshown",  # the guest acknowledged it, and no probe could show when
         "final",  # evidence that comes later is not to be trusted
+        "doubtful",  # EOIs of an unnamed VM that may have been for it
+        "signaller",  # thread whose unmask ioctl is to signal it before it returns, 0
+        "missed",  # claimed, and what else happened in the handler no probe could see
         "headless",
         "lossy",
         "gsi",
@@ -210,21 +226,31 @@ OUTPUTS = {"interrupt_rows": "out_interrupts", "state_rows": "out_states", "coun
 ROOM = 8
 """Rows that one event may need in a table, at most."""
 
-_CAPACITY = {
+CAPACITY = {
     "machine": 1,
-    "devices": 64,
-    "vms": 64,
-    "lines": 64,
-    "tasks": 1024,
-    "interrupts": 1024,
-    "probes": 1024,
-    "bars": 1024,
-    "slots": 4096,
-    "interrupt_rows": 16384,
-    "state_rows": 1024,
-    "counter_rows": 4096,
+    "devices": 1 << 14,
+    "vms": 1 << 18,
+    "lines": 1 << 18,
+    "tasks": 1 << 16,
+    "interrupts": 1 << 18,
+    "probes": 1 << 16,
+    "bars": MAX_OFFSETS + ROOM,
+    "slots": 1 << 21,
+    "interrupt_rows": (1 << 18) + (1 << 15),
+    "state_rows": 1 << 17,
+    "counter_rows": 1 << 18,
 }
-"""Rows of the tables in the compiled shape; all but `machine` times the same power of four where that is too small."""
+"""Rows that the tables may have, at most: far more than a host ever has, so that only a damaged trace gets there.
+
+Of threads those not seen for longest are forgotten; beyond the others a trace is refused. The compiled shape has all
+rows from the start, but the operating system gives memory only to those that are used.
+"""
+
+BLOCK = np.dtype([*((table, DTYPES[table], (rows,)) for table, rows in CAPACITY.items()), ("kinds", "<i8", (N_KINDS,))])
+"""The compiled shape."""
+
+_FIRST_ROWS = 256
+"""Rows of a table of the interpreted shape, and of either's hash map, at first."""
 
 
 class State(NamedTuple):
@@ -266,26 +292,36 @@ def new_state() -> State:
     machine.next_id = 1
     machine.woken = -1
     machine.now = machine.window = NULL
-    return grown(state)
+    return with_room(state)
 
 
 def _blank(table: str, rows: int) -> list[Any]:
     return [_ROWS[table]() for _ in range(rows)]
 
 
-def grown(state: State) -> State:
-    """Return the state, in the interpreted shape, with every table that is nearly full made larger.
+def with_room(state: State) -> State:
+    """Return the state, in its shape, with room in every table for what one event may add (`machine.has_room`).
 
-    The machine stops before an event for which a table could be too small (`machine.has_room`).
+    Raises:
+        IntxtraceError: a table would be larger than `CAPACITY`.
     """
+    used = _used(state)
+    if used["tasks"] + ROOM > CAPACITY["tasks"]:
+        _forget_tasks(state)
+        used = _used(state)
+    for table, count in used.items():
+        if count + ROOM > CAPACITY[table]:
+            raise IntxtraceError(
+                f"the trace names more {table.replace('_', ' ')} than any host has, so it is damaged or forged; "
+                "record again, or read a part of it"
+            )
     tables = state._asdict()
-    for table, count in _used(state).items():
-        if len(tables[table]) < count + 2 * ROOM:
-            tables[table] = tables[table] + _blank(table, count + 2 * ROOM)
-    if len(state.slots) < 2 * (state.machine[0].n_slots + 2 * ROOM):
-        entries = [(slot.tag, slot.a, slot.b, slot.value) for slot in state.slots]
-        tables["slots"] = _hashed(entries, max(64, 2 * len(entries)))
-    return State(**tables)
+    if isinstance(state.machine, list):
+        for table, count in used.items():
+            missing = min(max(2 * (count + ROOM), _FIRST_ROWS), CAPACITY[table]) - len(tables[table])
+            if count + ROOM > len(tables[table]):
+                tables[table] = tables[table] + _blank(table, missing)
+    return _with_slots(State(**tables))
 
 
 def _used(state: State) -> dict[str, int]:
@@ -306,41 +342,81 @@ def _used(state: State) -> dict[str, int]:
     }
 
 
-def _hashed(entries: list[tuple[int, int, int, int]], size: int) -> list[Any]:
-    """Make the rows of a hash map of `size` slots, a power of two."""
+def _forget_tasks(state: State) -> None:
+    """Keep the half of the threads that were seen last, under new numbers."""
+    tasks = rows_of(state, "tasks", _get(state, "n_tasks"))
+    kept = np.sort(np.argsort(tasks["seen_at"], kind="stable")[len(tasks) // 2 :])
+    number = np.full(len(tasks), -1)
+    number[kept] = np.arange(len(kept))
+    _fill(state, "tasks", tasks[kept])
+    blank = np.zeros(len(tasks) - len(kept), DTYPES["tasks"])
+    _fill(state, "tasks", blank, len(kept))
+    slots = rows_of(state, "slots", _get(state, "slot_rows"))
+    of_task = slots["tag"] == TAG_TASK
+    slots["value"][of_task] = number[slots["value"][of_task]]
+    slots["tag"][of_task & (slots["value"] < 0)] = 0
+    _set(state, "n_tasks", len(kept))
+    _set(state, "n_slots", int((slots["tag"] != 0).sum()))
+    _fill(state, "slots", _hashed(slots, len(slots)))
+
+
+def _with_slots(state: State) -> State:
+    """Make the hash map larger if it is half full."""
+    needed, rows = 2 * (_get(state, "n_slots") + ROOM), _get(state, "slot_rows")
+    if needed <= rows:
+        return state
+    entries = rows_of(state, "slots", rows)
+    rows = max(rows, 4096)
+    while rows < 2 * needed:
+        rows *= 2
+    if rows > CAPACITY["slots"]:
+        raise IntxtraceError("the trace names more objects than any host has, so it is damaged or forged; record again")
+    if isinstance(state.slots, list):
+        state = state._replace(slots=_blank("slots", rows))
+    _fill(state, "slots", _hashed(entries, rows))
+    _set(state, "slot_rows", rows)
+    return state
+
+
+def _hashed(entries: np.ndarray[Any, Any], rows: int) -> np.ndarray[Any, Any]:
+    """Make the rows of a hash map, a power of two."""
     from intxtrace.reconstruct.identity import slot_of
 
-    slots = _blank("slots", size)
-    for tag, a, b, value in entries:
-        if tag:
-            slot = slots[slot_of(slots, tag, a, b)]
-            slot.tag, slot.a, slot.b, slot.value = tag, a, b, value
-    return slots
+    slots = _blank("slots", rows)
+    for tag, a, b, value in entries[entries["tag"] != 0].tolist():
+        slot = slots[slot_of(slots, rows, tag, a, b)]
+        slot.tag, slot.a, slot.b, slot.value = tag, a, b, value
+    return _rows("slots", slots)
+
+
+def _get(state: State, field: str) -> int:
+    m = state.machine[0]
+    return int(m[field] if isinstance(m, np.void) else getattr(m, field))
+
+
+def _set(state: State, field: str, value: int) -> None:
+    if isinstance(state.machine, list):
+        setattr(state.machine[0], field, value)
+    else:
+        state.machine[field][0] = value
+
+
+def _fill(state: State, table: str, rows: np.ndarray[Any, Any], begin: int = 0) -> None:
+    """Put rows into a table, from `begin` on."""
+    filled = map(_ROWS[table], rows.tolist()) if isinstance(state.machine, list) else rows
+    getattr(state, table)[begin : begin + len(rows)] = filled
 
 
 def to_block(state: State) -> np.ndarray[Any, Any]:
-    """Turn either shape into the compiled one with room in every table: one record that holds all tables.
+    """Turn the interpreted shape into the compiled one: one record that holds all tables.
 
     One record, because numba passes a record as one pointer; it would pass a dozen arrays to every function, counting
-    references. Its capacities are part of its type, so growing one means compiling anew.
+    references.
     """
-    used = _used(state)
-    scale = 1
-    while any(count + 2 * ROOM > _CAPACITY[table] * scale for table, count in used.items()):
-        scale *= 4
-    slots = len(state.slots)
-    while 2 * (int(rows_of(state, "machine", 1)["n_slots"][0]) + 2 * ROOM) > _CAPACITY["slots"] * scale:
-        scale *= 4
-    capacity = {table: rows if table == "machine" else rows * scale for table, rows in _CAPACITY.items()}
-    dtype = [(table, DTYPES[table], (rows,)) for table, rows in capacity.items()]
-    block = np.zeros(1, np.dtype([*dtype, ("kinds", "<i8", (N_KINDS,))]))
-    for table, rows in capacity.items():
-        if table == "slots":
-            entries = rows_of(state, "slots", slots).tolist()
-            filled = rows_of(state._replace(slots=_hashed(entries, rows)), "slots", rows)
-        else:
-            filled = rows_of(state, table, min(len(getattr(state, table)), rows))
-        block[table][0][: len(filled)] = filled
+    block = np.zeros(1, BLOCK)
+    for table in FIELDS:
+        rows = rows_of(state, table, len(getattr(state, table)))
+        block[table][0][: len(rows)] = rows
     block["kinds"][0] = state.kinds
     return block
 
@@ -352,40 +428,57 @@ def views(block: np.ndarray[Any, Any]) -> State:
 
 def to_lists(state: State) -> State:
     """Turn the compiled shape, as `views`, into the interpreted one."""
+    used = {"machine": 1, "slots": _get(state, "slot_rows")} | _used(state)
     tables = {
-        table: [] if table in OUTPUTS else [_ROWS[table](row) for row in getattr(state, table).tolist()]
+        table: [] if table in OUTPUTS else [_ROWS[table](row) for row in getattr(state, table)[: used[table]].tolist()]
         for table in FIELDS
     }
-    return State(**tables, kinds=state.kinds.tolist())
+    return with_room(State(**tables, kinds=state.kinds.tolist()))
 
 
 def with_probes(state: State, new: list[tuple[int, int, int]]) -> State:
-    """Return the state, in the interpreted shape, with more probes: (row of the probe table, kind, attached)."""
-    m = state.machine[0]
-    probes = state.probes[: m.n_probes] + [_ROWS["probes"](row) for row in new]
-    m.n_probes = len(probes)
-    for _, kind, on in new:
-        state.kinds[kind] += on
-    return grown(state._replace(probes=probes))
+    """Return the state, in its shape, with more probes: (row of the probe table, kind, attached)."""
+    for probe in new:
+        state = with_room(state)
+        count = _get(state, "n_probes")
+        _fill(state, "probes", np.array([probe], DTYPES["probes"]), count)
+        _set(state, "n_probes", count + 1)
+        state.kinds[probe[1]] += probe[2]
+    return state
 
 
 def rows_of(state: State, table: str, count: int) -> np.ndarray[Any, Any]:
     """Copy the first rows of a table into a structured array."""
-    rows = getattr(state, table)
-    if isinstance(rows, np.ndarray):
-        return rows[:count].copy()
-    names = FIELDS[table]
-    return np.array([tuple(getattr(row, name) for name in names) for row in rows[:count]], DTYPES[table])
+    rows = getattr(state, table)[:count]
+    return rows.copy() if isinstance(rows, np.ndarray) else _rows(table, rows)
 
 
-def emptied(state: State) -> dict[str, np.ndarray[Any, Any]]:
+def _rows(table: str, rows: list[Any]) -> np.ndarray[Any, Any]:
+    return np.array([tuple(getattr(row, name) for name in FIELDS[table]) for row in rows], DTYPES[table])
+
+
+Columns = dict[str, np.ndarray[Any, Any]]
+"""A table column by column: int64, shape (rows,)."""
+
+
+def emptied(state: State) -> dict[str, Columns]:
     """Take the rows that are ready to be handed out, by table."""
-    rows = {}
+    taken = {}
     for table, fill in OUTPUTS.items():
-        if isinstance(state.machine, np.ndarray):
-            rows[table] = rows_of(state, table, int(state.machine[fill][0]))
-            state.machine[fill][0] = 0
-        else:
-            rows[table] = rows_of(state, table, getattr(state.machine[0], fill))
-            setattr(state.machine[0], fill, 0)
-    return rows
+        rows = getattr(state, table)[: _get(state, fill)]
+        taken[table] = _columns(rows if isinstance(rows, np.ndarray) else _rows(table, rows))
+        _set(state, fill, 0)
+    return taken
+
+
+def _columns(rows: np.ndarray[Any, Any]) -> Columns:
+    names = rows.dtype.names or ()
+    matrix = rows.view(np.int64).reshape(len(rows), len(names))
+    columns = np.empty((len(names), len(rows)), np.int64)
+    for begin in range(0, len(rows), _TRANSPOSED):
+        columns[:, begin : begin + _TRANSPOSED] = matrix[begin : begin + _TRANSPOSED].T
+    return dict(zip(names, columns, strict=True))
+
+
+_TRANSPOSED = 1024
+"""Rows turned into columns at a time: they stay in the CPU's cache."""

@@ -135,6 +135,16 @@ class TraceReader:
             if batch.num_rows:
                 yield to_records(batch), self.tables
 
+    def iter_columns(self) -> Iterator[dict[str, npt.NDArray[Any]]]:
+        """Hand out the batches column by column (the fields of RECORD), nothing copied; empty ones are left out.
+
+        Raises:
+            IntxtraceError: the disk failed.
+        """
+        for batch in self.iter_record_batches():
+            if batch.num_rows:
+                yield to_columns(batch)
+
     def scan(self) -> int:
         """Read the tables of the whole file without unpacking its columns, and return the number of events.
 
@@ -208,16 +218,21 @@ class TraceReader:
         self.ended, self.truncated, self.problem = True, bool(problem), problem
 
 
+def to_columns(batch: pa.RecordBatch) -> dict[str, npt.NDArray[Any]]:
+    """Give the columns of a batch (the fields of RECORD) as arrays that share its memory."""
+    return {name: batch.column(name).to_numpy() for name in RECORD.names or ()}
+
+
 def to_records(batch: pa.RecordBatch) -> npt.NDArray[np.void]:
     """Assemble the records (dtype RECORD) of a batch of columns.
 
     The columns are interleaved block by block, so that what is written and read stays in the CPU's cache.
     """
-    columns = [(name, batch.column(name).to_numpy()) for name in RECORD.names or ()]
+    columns = to_columns(batch)
     records = np.empty(batch.num_rows, RECORD)
     for begin in range(0, batch.num_rows, _BLOCK):
         block = records[begin : begin + _BLOCK]
-        for name, column in columns:
+        for name, column in columns.items():
             block[name] = column[begin : begin + _BLOCK]
     return records
 

@@ -8,7 +8,7 @@
 (in L1) runs one guest and collects its ground truth, `scenario` (in L1) runs guests in turn with a recorder
 around them.
 
-    python -m tests.lab run --out DIR [--kernel 6.1] [--paths kernel,hybrid,userspace] [--recorder 'ARGV...']
+    python -m tests.lab run --out DIR [--kernel 6.1] [--guests kernel,pair-kernel] [--recorder 'ARGV...']
     python -m tests.lab shell-script FILE [--share DIR]     # boots L1, runs FILE in it; $SHARE is DIR
     $PYTHON -m tests.lab.guest kernel $SHARE/guest          # in such a script: one guest
 """

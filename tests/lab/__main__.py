@@ -11,7 +11,7 @@ from pathlib import Path
 
 from intxtrace.__main__ import main as intxtrace_main
 from tests.lab.compare import compare, show
-from tests.lab.guest import PATHS
+from tests.lab.guest import GUESTS
 from tests.lab.host import run_host
 from tests.lab.packages import KERNELS, LabError
 from tests.lab.scenario import Recorder, Scenario, recorder_of_this_checkout, run_scenario
@@ -47,16 +47,16 @@ def run(arguments: argparse.Namespace) -> int:
     recorder = None
     if arguments.recorder:
         recorder = Recorder(shlex.split(arguments.recorder), arguments.ready, arguments.recording == "each")
-    scenario = Scenario(arguments.paths.split(","), arguments.pings, arguments.interval, recorder)
+    scenario = Scenario(arguments.guests.split(","), arguments.pings, arguments.interval, recorder)
     result = run_scenario(scenario, arguments.out, arguments.kernel, arguments.timeout, progress)
     progress(f"done; L1 booted in {result.host.boot_seconds:.1f} s, boots: {result.host.boots}")
     return 0
 
 
 def truth(arguments: argparse.Namespace) -> int:
-    """Record a guest on each path, compare with the ground truth, write a report of each."""
+    """Record guests, compare with the ground truth, write a report of each."""
     scenario = Scenario(
-        arguments.paths.split(","), arguments.pings, arguments.interval, recorder_of_this_checkout(each=True)
+        arguments.guests.split(","), arguments.pings, arguments.interval, recorder_of_this_checkout(each=True)
     )
     result = run_scenario(scenario, arguments.out, arguments.kernel, arguments.timeout, progress)
     wrong = 0
@@ -77,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True)
     one = commands.add_parser("run", help="run guests and collect their truth")
     one.add_argument("--out", type=Path, required=True, help="a folder for everything that comes back")
-    one.add_argument("--paths", default=",".join(PATHS), help="which guests, in order, with commas")
+    one.add_argument("--guests", default=",".join(GUESTS), help="which guests, in order, with commas")
     one.add_argument("--pings", type=int, default=10, help="per guest; about two interrupts each")
     one.add_argument("--interval", type=float, default=0.2, help="seconds between pings")
     one.add_argument("--recorder", help="a command to run in L1 while guests run; {out} is its folder")
@@ -87,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     one.set_defaults(run=run)
     table = commands.add_parser("truth", help="record guests and compare with their truth")
     table.add_argument("--out", type=Path, required=True, help="a new folder for recordings, truth and reports")
-    table.add_argument("--paths", default=",".join(PATHS), help="which guests, in order, with commas")
+    table.add_argument("--guests", default=",".join(GUESTS), help="which guests, in order, with commas")
     table.add_argument("--pings", type=int, default=10, help="per guest; about two interrupts each")
     table.add_argument("--interval", type=float, default=0.2, help="seconds between pings")
     table.add_argument("--timeout", type=float, default=1200.0, help="seconds, from L1's boot on")

@@ -6,9 +6,11 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+import pandas as pd
+
 import intxtrace
 from intxtrace.events import Kind
-from tests.lab.guest import Truth
+from tests.lab.guest import Card, Truth
 
 
 @dataclass(frozen=True)
@@ -29,42 +31,37 @@ def compare(recording: Path, truth: Truth) -> list[Row]:
     """Compare every figure that both sides know; nothing has a tolerance.
 
     A recording may hold several guests, one after the other: what counts is what happened while this one lived.
+
+    Two cards on one line: the kernel counts one interrupt and calls both handlers (handle_irq_event_percpu,
+    kernel/irq/handle.c), so each handler's calls are the line's count; each call is claimed, and is one interrupt of
+    that card, or is not.
     """
     trace = intxtrace.open_trace(recording)
     events = trace.events
     events = events[events["ts"].between(truth.begun_at, truth.ended_at)]
     kinds = Counter(Kind(kind) for kind in events["kind"])
     interrupts = trace.interrupts
-    interrupts = interrupts[(interrupts["bdf"] == truth.bdf) & (interrupts["vm_pid"] == truth.vm_pid)]
+    interrupts = interrupts[interrupts["bdf"].isin(truth.bdfs) & (interrupts["vm_pid"] == truth.vm_pid)]
     windows = trace.counters
     windows = windows[windows["begin_at"].between(truth.begun_at - 10**9, truth.ended_at)]
-    counters = windows.groupby("counter")["count"].sum()
     outcomes = Counter(interrupts["outcome"])
-    # A teardown may cut the last interrupt off, and the recording may end before one does; nothing else may.
-    cut_off = outcomes["cancelled"] + outcomes["open"]
-    delivered = interrupts[interrupts["injected_at"].notna()]
-    hardware = int((interrupts["origin"] == "hardware").sum())
-    unclaimed = int(counters.get("unclaimed", 0))
-    spurious = int(counters.get("spurious_wakeups", 0))
-    rows = [
-        Row("host's own count: /proc/interrupts", truth.host_interrupts, int(counters.get("handler_calls", 0))),
-        Row("  one interrupt each, but for unclaimed calls", truth.host_interrupts, hardware + unclaimed),
+    # What is masked at a card and never unmasked has no end; everything else has.
+    endless = sum((card.masked or 0) - (card.unmasked or 0) for card in truth.cards)
+    closed = interrupts[~interrupts["outcome"].isin(["cancelled", "open"])]
+    rows = []
+    for card in truth.cards:
+        mine = windows[windows["bdf"] == card.bdf]
+        rows += _card_rows(truth, card, interrupts[interrupts["bdf"] == card.bdf], mine)
+    log = truth.qemu_events
+    rows += [
         Row("guest's own count: /proc/interrupts", truth.guest_interrupts, _guest_interrupts(truth.path, kinds)),
         Row("paths, as configured", {truth.path: len(interrupts)}, dict(Counter(interrupts["path"]))),
         Row("VM", {truth.vm: len(interrupts)}, dict(Counter(interrupts["vm"]))),
-        Row("complete", len(interrupts) - cut_off, outcomes["complete"], f"{cut_off} cut off" if cut_off else ""),
-        Row("delivered", len(interrupts) - cut_off, len(delivered)),
-        Row("events lost", 0, int(counters.get("lost", 0))),
-    ]
-    log = truth.qemu_events
-    in_qemu = int((interrupts["path"] == "userspace").sum())
-    rows += [
         Row(
-            "QEMU's vfio_intx_interrupt lines",
-            log["vfio_intx_interrupt"],
-            in_qemu,
-            f"{spurious} spurious wake-ups besides" if spurious else "",
+            "complete", len(interrupts) - endless, outcomes["complete"], f"{endless} never unmasked" if endless else ""
         ),
+        Row("delivered", len(closed), int(closed["injected_at"].notna().sum())),
+        Row("events lost", 0, _count(windows, "lost")),
         Row("QEMU's vfio_intx_eoi lines", log["vfio_intx_eoi"], kinds[Kind.QEMU_EOI]),
         Row("QEMU's kvm_resample_fd_notify lines", log["kvm_resample_fd_notify"], kinds[Kind.QEMU_RESAMPLE_NOTIFY]),
         Row(
@@ -74,6 +71,38 @@ def compare(recording: Path, truth: Truth) -> list[Row]:
         ),
     ]
     return rows
+
+
+def _card_rows(truth: Truth, card: Card, interrupts: pd.DataFrame, counters: pd.DataFrame) -> list[Row]:
+    """What is true of each card by itself."""
+    hardware = int((interrupts["origin"] == "hardware").sum())
+    in_qemu = int((interrupts["path"] == "userspace").sum())
+    unclaimed, spurious = _count(counters, "unclaimed"), _count(counters, "spurious_wakeups")
+    name = card.bdf.removeprefix("0000:")
+    rows = [
+        Row(f"{name}: host's own count of the line", truth.host_interrupts, _count(counters, "handler_calls")),
+        Row(
+            "  one interrupt each, but for unclaimed calls",
+            truth.host_interrupts,
+            hardware + unclaimed,
+            f"{unclaimed} unclaimed" if unclaimed else "",
+        ),
+        Row(
+            "  QEMU's vfio_intx_interrupt lines",
+            card.qemu_events["vfio_intx_interrupt"],
+            in_qemu,
+            f"{spurious} spurious wake-ups besides" if spurious else "",
+        ),
+    ]
+    if card.masked is not None:
+        rows.append(Row("  masked at the card", card.masked, hardware))
+    if card.unmasked is not None:
+        rows.append(Row("  unmasked at the card", card.unmasked, int(interrupts["unmasked_at"].notna().sum())))
+    return rows
+
+
+def _count(counters: pd.DataFrame, name: str) -> int:
+    return int(counters.loc[counters["counter"] == name, "count"].sum())
 
 
 def _guest_interrupts(path: str, kinds: Counter[Kind]) -> int:

@@ -1,8 +1,13 @@
-"""L1: run one guest with a passed-through e1000 and collect what is true about its interrupts.
+"""L1: run one guest with passed-through e1000 cards and collect what is true about their interrupts.
 
-The guest boots, pings the gateway behind its e1000 (QEMU's user network on L0's side of the emulated card),
-takes the interface down and waits, silent, while L1 reads its counters; then it is told to power off.
+The guest boots, pings the gateway behind each e1000 (QEMU's user network on L0's side of the emulated card),
+takes the interfaces down and waits, silent, while L1 reads its counters; then it is told to power off.
 Nothing here knows intxtrace: every figure is the kernels' or QEMU's own.
+
+A `pair` guest has two cards that share an interrupt line in L1 and one in the guest: q35 routes the pin of slot
+n to IOAPIC pin 20 + n % 4 (ich9_lpc_map_irq, hw/isa/lpc_ich9.c). The kernel counts a shared line as one, so what
+belongs to which card is read at the cards: vfio-pci masks and unmasks an interrupt with one write of the card's
+command register each (pci_check_and_set_intx_mask, drivers/pci/pci.c), and L0's QEMU logs these writes.
 
 How a kernel counts: the counters of `/proc/interrupts` live and die with the irq descriptor, which goes
 when the device's last user disables it (`mp_unmap_irq`, arch/x86/kernel/apic/io_apic.c), that is when QEMU
@@ -27,7 +32,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.lab.host import QEMU, write_initramfs
+from tests.lab.host import QEMU, SHARE, write_initramfs
 from tests.lab.packages import Kernel, LabError
 
 # path -> machine option, vfio-pci option: the switches of the DESIGN's three paths
@@ -36,7 +41,15 @@ PATHS = {
     "hybrid": ("kernel-irqchip=split", ""),
     "userspace": ("kernel-irqchip=on", ",x-no-kvm-intx=on"),
 }
+PAIR = "pair-"
+GUESTS = (*PATHS, *(PAIR + path for path in PATHS))
 E1000 = "0x8086:0x100e"
+SLOTS = (5, 9)  # of the cards in the guest: one pin, one GSI
+COMMAND = 0x4  # offset of a card's command register,
+DISINTX = 0x400  # and its bit
+# A guest's workload lies between L1's reads of these two bytes of the card; they mean nothing to it.
+BEGIN_MARK, END_MARK = 0xF0, 0xF4
+CARD_LOG = Path(SHARE) / "cards.log"
 EDU = "0x1234:0x11e8"
 
 BOOT_SECONDS = 180.0
@@ -57,17 +70,33 @@ mount -t proc proc /proc
 mount -t sysfs sys /sys
 stty -F /dev/ttyS0 -echo -onlcr
 for module in {modules}; do insmod /modules/$module; done
-net=$(ls /sys/class/net | grep -v lo)
-ifconfig $net 10.0.2.15 up
-i=0; while [ "$(cat /sys/class/net/$net/carrier)" != 1 ] && [ $i -lt 100 ]; do sleep 0.1; i=$((i+1)); done
+echo "@@ ready"
+read answer
+cd /sys/bus/pci/devices
+for slot in {slots}; do
+    card=$(echo 0000:00:*$slot.0)
+    net=$(ls $card/net)
+    ifconfig $net 10.0.$slot.15 netmask 255.255.255.0 up
+    i=0; while [ "$(cat $card/net/$net/carrier)" != 1 ] && [ $i -lt 100 ]; do sleep 0.1; i=$((i+1)); done
+done
 echo "@@ up"
-ports=/sys/class/net/$net/device/resource1
-while true; do dd if=$ports of=/dev/null bs=4 count=16; done 2>/dev/null & stir=$!
-ping -c {pings} -i {interval} 10.0.2.2 |
-    sed -n 's/^\\([0-9]*\\) packets.* \\([0-9]*\\) packets.*/@@ pings \\1 \\2/p'
+stir=
+pings=
+for slot in {slots}; do
+    while true; do dd if=$(echo 0000:00:*$slot.0)/resource1 of=/dev/null bs=4 count=16; done 2>/dev/null &
+    stir="$stir $!"
+    ping -c {pings} -i {interval} 10.0.$slot.2 >/pings-$slot &
+    pings="$pings $!"
+done
+wait $pings
 kill $stir; wait $stir
-irq=$(cat /sys/class/net/$net/device/irq)
-ifconfig $net down
+for slot in {slots}; do
+    sed -n "s/^\\([0-9]*\\) packets.* \\([0-9]*\\) packets.*/@@ pings-$slot \\1 \\2/p" /pings-$slot
+    card=$(echo 0000:00:*$slot.0)
+    irq=$(cat $card/irq)
+    ifconfig $(ls $card/net) down
+    echo "@@ irq-$slot $irq"
+done
 sleep 0.3
 cd /sys/kernel/irq/$irq
 echo "@@ irq $irq $(cat chip_name) $(cat hwirq) $(cat per_cpu_count)"
@@ -89,6 +118,18 @@ QEMU_EVENTS = (
 
 
 @dataclass(frozen=True)
+class Card:
+    """What is true about one passed-through card of a guest run. None: could not be read."""
+
+    bdf: str
+    masked: int | None  # changes of its DisINTx bit to set, as L0's QEMU logged them: interrupts of its own
+    unmasked: int | None  # and to clear
+    qemu_events: dict[str, int]  # lines of QEMU's own log that name it, by event
+    pings_sent: int
+    pings_received: int
+
+
+@dataclass(frozen=True)
 class Truth:
     """What is true about one guest run; counts are of the whole run. None: could not be read."""
 
@@ -96,7 +137,7 @@ class Truth:
     path: str  # as configured
     vm: str
     vm_pid: int
-    bdf: str
+    cards: list[Card]
     kernel: str  # of L1 and L2
     qemu_version: str
     host_irq: int  # Linux irq number in L1
@@ -110,8 +151,6 @@ class Truth:
     guest_irq: int
     guest_gsi: int | None
     guest_interrupts: int
-    pings_sent: int
-    pings_received: int
     qemu_events: dict[str, int]  # lines of QEMU's own log, by event
     irq_moves: list[str]  # vfio_intx_update, in order: "22 -> 11"
     qemu_stderr: str
@@ -120,32 +159,67 @@ class Truth:
     up_seconds: float  # start to interface up
     seconds: float
 
+    @property
+    def bdfs(self) -> list[str]:
+        return [card.bdf for card in self.cards]
+
     def write(self, path: Path) -> None:
         path.write_text(json.dumps(asdict(self), indent=1) + "\n")
 
     def summary(self) -> str:
         events = ", ".join(f"{name} {count}" for name, count in self.qemu_events.items() if count)
+        cards = "; ".join(
+            f"{card.bdf} masked {card.masked}, unmasked {card.unmasked}, pings {card.pings_received}/{card.pings_sent}"
+            for card in self.cards
+        )
         return (
-            f"{self.name}: {self.seconds:.1f} s (up after {self.up_seconds:.1f} s); {self.bdf} host irq "
+            f"{self.name}: {self.seconds:.1f} s (up after {self.up_seconds:.1f} s); host irq "
             f"{self.host_irq}: {self.host_interrupts}; guest irq {self.guest_irq}: {self.guest_interrupts}; "
-            f"pings {self.pings_received}/{self.pings_sent}; QEMU log: {events}"
+            f"{cards}; QEMU log: {events}"
         )
 
     @classmethod
     def read(cls, path: Path) -> Truth:
-        return cls(**json.loads(path.read_text()))
+        fields = json.loads(path.read_text())
+        return cls(**{**fields, "cards": [Card(**card) for card in fields["cards"]]})
 
 
-def find_device(identity: str) -> str:
-    """The address of L1's only PCI device "vendor:device"."""
-    found = [
+def find_devices(identity: str) -> list[str]:
+    """The addresses of L1's PCI devices "vendor:device", in order."""
+    return sorted(
         path.name
         for path in Path("/sys/bus/pci/devices").iterdir()
         if f"{_text(path / 'vendor')}:{_text(path / 'device')}" == identity
-    ]
-    if len(found) != 1:
-        raise LabError(f"L1 has {len(found)} devices {identity}: expected one.")
-    return found[0]
+    )
+
+
+def mark(bdf: str, offset: int) -> None:
+    """Leave a line in L0's log of the cards: read a byte of the configuration space."""
+    with (Path("/sys/bus/pci/devices") / bdf / "config").open("rb", buffering=0) as config:
+        config.seek(offset)
+        config.read(1)
+
+
+def read_card_log(text: str, bdf: str) -> tuple[int, int] | None:
+    """How often a card's DisINTx bit was set and cleared between its last two marks, by L0's QEMU's log.
+
+    None: there are no such marks.
+    """
+    address = re.escape(bdf.removeprefix("0000:"))
+    lines = re.findall(rf"\bpci_cfg_(read|write) .*\b{address} @0x([0-9a-f]+) (?:<-|->) 0x([0-9a-f]+)", text)
+    disabled = masked = unmasked = 0
+    found = None
+    for kind, offset, value in lines:
+        if kind == "read":
+            if int(offset, 16) == BEGIN_MARK:
+                masked = unmasked = 0
+            elif int(offset, 16) == END_MARK:
+                found = masked, unmasked
+        elif int(offset, 16) == COMMAND:
+            before, disabled = disabled, int(value, 16) & DISINTX
+            masked += disabled > before
+            unmasked += disabled < before
+    return found
 
 
 def claim(bdf: str) -> None:
@@ -177,22 +251,25 @@ def host_line(bdf: str) -> str:
 
 
 def run_guest(
-    path: str,
+    guest: str,
     out: Path,
     pings: int = 10,
     interval: float = 0.2,
-    bdf: str | None = None,
     qemu: str = QEMU,
     options: tuple[str, ...] = (),
 ) -> Truth:
-    """Run one guest and write `truth.json`, `qemu.log`, `serial.log` and `qemu.stderr` into `out`.
+    """Run one of GUESTS and write `truth.json`, `qemu.log`, `serial.log` and `qemu.stderr` into `out`.
 
     `options` are further QEMU arguments. Raises LabError when the guest does not get through its workload.
     """
     kernel = lab_kernel()
-    bdf = bdf or find_device(E1000)
-    claim(bdf)
-    irq = int(_text(Path("/sys/bus/pci/devices") / bdf / "irq"))
+    cards = 2 if guest.startswith(PAIR) else 1
+    bdfs = find_devices(E1000)[:cards]
+    for bdf in bdfs:
+        claim(bdf)
+    irqs = {int(_text(Path("/sys/bus/pci/devices") / bdf / "irq")) for bdf in bdfs}
+    if len(bdfs) != cards or len(irqs) != 1:
+        raise LabError(f"L1 has the cards {bdfs} on interrupts {irqs}: expected {cards} on one.")
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="intxtrace-guest-") as folder:
         work = Path(folder)  # in L1's memory: a log on the share would slow QEMU at every line
@@ -201,12 +278,13 @@ def run_guest(
             modules=" ".join(file.name.removesuffix(".xz") for file in modules),
             pings=pings,
             interval=interval,
+            slots=" ".join(str(slot) for slot in SLOTS[:cards]),
         )
         write_initramfs(work / "initramfs", init, modules)
         (work / "vmlinuz").symlink_to(kernel.image)
-        argv = _argv(path, bdf, qemu, options)
+        argv = _argv(guest, bdfs, qemu, options)
         try:
-            truth = _run(argv, path, out.name, bdf, irq, kernel, work, qemu)
+            truth = _run(argv, guest, out.name, bdfs, irqs.pop(), kernel, work, qemu)
         finally:
             for name in ("qemu.log", "serial.log", "qemu.stderr"):
                 if (work / name).exists():
@@ -215,22 +293,25 @@ def run_guest(
     return truth
 
 
-def _argv(path: str, bdf: str, qemu: str, options: tuple[str, ...]) -> list[str]:
+def _argv(guest: str, bdfs: list[str], qemu: str, options: tuple[str, ...]) -> list[str]:
     """QEMU's command line, for the folder of the guest: recordings keep it, so it names no folder of this machine."""
-    machine, device = PATHS[path]
+    machine, option = PATHS[guest.removeprefix(PAIR)]
+    devices = [f"vfio-pci,host={bdf},addr={slot:#x},rombar=0{option}" for bdf, slot in zip(bdfs, SLOTS, strict=False)]
     return [
-        qemu, "-name", f"guest=lab-{path},debug-threads=on", "-nodefaults", "-no-user-config", "-no-reboot",
+        qemu, "-name", f"guest=lab-{guest},debug-threads=on", "-nodefaults", "-no-user-config", "-no-reboot",
         "-display", "none", "-accel", "kvm", "-cpu", "host", "-M", f"q35,{machine}",
         "-smp", "1", "-m", "256M",
         "-kernel", "vmlinuz", "-initrd", "initramfs",
         "-append", GUEST_COMMAND_LINE,
-        "-device", f"vfio-pci,host={bdf},addr=0x5,rombar=0{device}", "-serial", "stdio",
+        *(word for device in devices for word in ("-device", device)), "-serial", "stdio",
         "-trace", "vfio_*intx*", "-trace", "kvm_resample_fd_notify", "-msg", "timestamp=on",
         "-D", "qemu.log", *options,
     ]  # fmt: skip
 
 
-def _run(argv: list[str], path: str, name: str, bdf: str, irq: int, kernel: Kernel, work: Path, qemu: str) -> Truth:
+def _run(
+    argv: list[str], guest: str, name: str, bdfs: list[str], irq: int, kernel: Kernel, work: Path, qemu: str
+) -> Truth:
     sysfs = Path(f"/sys/kernel/irq/{irq}")
     before = host_count(irq)
     begun_at = time.monotonic_ns()
@@ -238,11 +319,17 @@ def _run(argv: list[str], path: str, name: str, bdf: str, irq: int, kernel: Kern
         process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, cwd=work)
         try:
             console = _Console(process, serial)
+            console.wait("@@ ready", BOOT_SECONDS)
+            for bdf in bdfs:
+                mark(bdf, BEGIN_MARK)
+            console.write(b"go\n")
             console.wait("@@ up", BOOT_SECONDS)
             up_seconds = (time.monotonic_ns() - begun_at) / 1e9
             console.wait("@@ quiet", BOOT_SECONDS)
             quiet = _quiet_count(irq)
-            line = host_line(bdf)
+            for bdf in bdfs:
+                mark(bdf, END_MARK)
+            line = host_line(bdfs[0])
             unhandled = re.search(r"unhandled (\d+)", _text(Path(f"/proc/irq/{irq}/spurious")))
             console.write(b"off\n")
             console.wait_end(POWEROFF_SECONDS)
@@ -257,16 +344,25 @@ def _run(argv: list[str], path: str, name: str, bdf: str, irq: int, kernel: Kern
     if line and line_count(line) != quiet:
         raise LabError(f"L1 counts {quiet} interrupts in /sys/kernel/irq/{irq}, but /proc/interrupts says: {line}")
     guest_irq, guest_chip, guest_pin, guest_counts = console.find(r"irq (\d+) (\S+) (\d+) ([\d,]+)")
-    sent, received = console.find(r"pings (\d+) (\d+)")
-    if received == "0":
-        raise LabError(f"No ping of the guest came back. Its console:\n{console.text[-2000:]}")
-    events, moves = read_qemu_log(_text(work / "qemu.log"))
+    log = _text(work / "qemu.log")
+    cards = []
+    for bdf, slot in zip(bdfs, SLOTS, strict=False):
+        if console.find(rf"irq-{slot} (\d+)") != (guest_irq,):
+            raise LabError(f"The guest's cards are not on one interrupt. Its console:\n{console.text[-2000:]}")
+        sent, received = console.find(rf"pings-{slot} (\d+) (\d+)")
+        if received == "0":
+            raise LabError(f"No ping of the guest came back to {bdf}. Its console:\n{console.text[-2000:]}")
+        masks = read_card_log(_text(CARD_LOG), bdf)
+        if masks is None:
+            raise LabError(f"{CARD_LOG} has no marks of {bdf}: L0's QEMU did not log what it should.")
+        cards.append(Card(bdf, masks[0], masks[1], read_qemu_log(log, bdf)[0], int(sent), int(received)))
+    events, moves = read_qemu_log(log)
     return Truth(
         name=name,
-        path=path,
-        vm=f"lab-{path}",
+        path=guest.removeprefix(PAIR),
+        vm=f"lab-{guest}",
         vm_pid=process.pid,
-        bdf=bdf,
+        cards=cards,
         kernel=kernel.release,
         qemu_version=subprocess.check_output([qemu, "--version"], text=True).splitlines()[0],
         host_irq=irq,
@@ -280,8 +376,6 @@ def _run(argv: list[str], path: str, name: str, bdf: str, irq: int, kernel: Kern
         guest_irq=int(guest_irq),
         guest_gsi=_gsi(guest_chip, guest_pin),
         guest_interrupts=sum(map(int, guest_counts.split(","))),
-        pings_sent=int(sent),
-        pings_received=int(received),
         qemu_events=events,
         irq_moves=moves,
         qemu_stderr=_text(work / "qemu.stderr"),
@@ -305,11 +399,12 @@ def _gsi(chip: str, hwirq: str) -> int | None:
     return int(hwirq) if chip.endswith("IO-APIC") else None
 
 
-def read_qemu_log(text: str) -> tuple[dict[str, int], list[str]]:
-    """Lines per event of QEMU's own trace log, and the moves of `vfio_intx_update`.
+def read_qemu_log(text: str, bdf: str = "") -> tuple[dict[str, int], list[str]]:
+    """Lines per event of QEMU's own trace log, and the moves of `vfio_intx_update`; with `bdf`, of lines that name it.
 
     QEMU 10.1 renamed vfio_intx_eoi to vfio_pci_intx_eoi; both count as the former.
     """
+    text = "\n".join(line for line in text.splitlines() if not bdf or f"({bdf})" in line)
     events = dict.fromkeys(QEMU_EVENTS, 0)
     for event in re.findall(r"\b(vfio_(?:pci_)?intx_\w+|kvm_resample_fd_notify) ", text):
         event = event.replace("vfio_pci_intx_", "vfio_intx_")
@@ -389,13 +484,13 @@ def _text(path: Path) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.lab.guest", description="run one guest, in L1")
-    parser.add_argument("path", choices=PATHS)
+    parser.add_argument("guest", choices=GUESTS)
     parser.add_argument("out", type=Path)
     parser.add_argument("--pings", type=int, default=10)
     parser.add_argument("--interval", type=float, default=0.2)
     arguments = parser.parse_args()
     try:
-        truth = run_guest(arguments.path, arguments.out, arguments.pings, arguments.interval)
+        truth = run_guest(arguments.guest, arguments.out, arguments.pings, arguments.interval)
     except LabError as error:
         print(error, file=sys.stderr)
         return 1

@@ -3,7 +3,8 @@
 L1's root is this machine's root file system, read-only over virtio-9p under a tmpfs overlay: what is
 installed here is there, with the same paths, and nothing written there comes back. Only the share does: a
 writable folder of L0, mounted at SHARE in L1. In the share afterwards: `console.log` (kernel messages),
-`output.log` (the script's output), `qemu.stderr` and what the script wrote.
+`output.log` (the script's output), `cards.log` (accesses to PCI configuration space, as the emulated machine saw
+them), `qemu.stderr` and what the script wrote.
 """
 
 from __future__ import annotations
@@ -33,11 +34,13 @@ BOOT_ATTEMPTS = 2
 POWEROFF_SECONDS = 20.0
 MEMORY = "6G"
 
-# Devices with an INTx pin on L1's root bus, each with an IOMMU group and an interrupt line of its own.
+# Devices with an INTx pin on L1's root bus, each with an IOMMU group of its own; the two e1000 share an interrupt line.
 # romfile= spares the firmware a boot attempt; restrict=on: slirp answers pings to its own gateway only.
 DEVICES = (
-    "-netdev", "user,id=net0,restrict=on",
+    "-netdev", "user,id=net0,restrict=on,net=10.0.5.0/24",
     "-device", "e1000,netdev=net0,addr=0x6,romfile=",
+    "-netdev", "user,id=net1,restrict=on,net=10.0.9.0/24",
+    "-device", "e1000,netdev=net1,addr=0xa,romfile=",
     "-device", "edu,addr=0x7",
 )  # fmt: skip
 
@@ -146,7 +149,7 @@ def run_host(
         lab = share / ".lab"
         shutil.rmtree(lab, ignore_errors=True)
         lab.mkdir()
-        for old in ("console.log", "output.log"):
+        for old in ("console.log", "output.log", "cards.log"):
             (share / old).unlink(missing_ok=True)
         _write_scripts(lab, text, unpacked, environment or {})
         try:
@@ -286,6 +289,7 @@ def _qemu(kernel: Kernel, initramfs: Path, share: Path) -> Iterator[subprocess.P
         "-device", "virtio-9p-pci,fsdev=root,mount_tag=root",
         "-fsdev", f"local,id=share,path={escaped},{nine}",
         "-device", "virtio-9p-pci,fsdev=share,mount_tag=share",
+        "-trace", "pci_cfg_*", "-D", str(share / "cards.log"),
         "-chardev", f"file,id=console,path={escaped}/console.log", "-serial", "chardev:console", *DEVICES,
     ]  # fmt: skip
     with (share / "qemu.stderr").open("wb") as said:

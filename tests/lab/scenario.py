@@ -3,8 +3,8 @@
 On L0 `run_scenario` boots L1 and starts this module in it; there `play` does the work. The folder afterwards:
 
     console.log output.log               L1's kernel, and what `play` printed
-    <n>-<path>/truth.json …              one folder per guest, see `guest.run_guest`
-    recording/ or <n>-<path>/recording/  where a recorder ran: recorder.json (argv, status, seconds), stdout,
+    <n>-<guest>/truth.json …              one folder per guest, see `guest.run_guest`
+    recording/ or <n>-<guest>/recording/  where a recorder ran: recorder.json (argv, status, seconds), stdout,
                                          stderr and what it wrote to {out}
 """
 
@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from tests.lab.guest import PATHS, Truth, run_guest
+from tests.lab.guest import GUESTS, Truth, run_guest
 from tests.lab.host import SHARE, HostResult, run_host
 from tests.lab.packages import REPOSITORY, LabError
 
@@ -50,9 +50,9 @@ def recorder_of_this_checkout(*options: str, each: bool) -> Recorder:
 
 @dataclass(frozen=True)
 class Scenario:
-    """Which guests run. `paths` are names of `guest.PATHS`, in order, repeats allowed."""
+    """Which guests run: names of `guest.GUESTS`, in order, repeats allowed."""
 
-    paths: list[str]
+    guests: list[str]
     pings: int = 10
     interval: float = 0.2
     recorder: Recorder | None = None
@@ -106,10 +106,10 @@ def play(out: Path) -> None:
     around_all = scenario.recorder if scenario.recorder and not scenario.recorder.each else None
     around_each = scenario.recorder if scenario.recorder and scenario.recorder.each else None
     with _recording_by(around_all, out / "recording"), _recording_by(scenario.beside, out / "beside"):
-        for path, name in zip(scenario.paths, _names(scenario), strict=True):
+        for guest, name in zip(scenario.guests, _names(scenario), strict=True):
             with _recording_by(around_each, out / name / "recording"):
                 options = tuple(scenario.options)
-                truth = run_guest(path, out / name, scenario.pings, scenario.interval, options=options)
+                truth = run_guest(guest, out / name, scenario.pings, scenario.interval, options=options)
             print(truth.summary())
 
 
@@ -154,10 +154,10 @@ def _end(path: Path) -> str:
 
 
 def _names(scenario: Scenario) -> list[str]:
-    unknown = sorted(set(scenario.paths) - set(PATHS))
-    if unknown or not scenario.paths:
-        raise LabError(f"No path {', '.join(unknown) or 'named'}: choose of {', '.join(PATHS)}.")
-    return [f"{number}-{path}" for number, path in enumerate(scenario.paths, 1)]
+    unknown = sorted(set(scenario.guests) - set(GUESTS))
+    if unknown or not scenario.guests:
+        raise LabError(f"No guest {', '.join(unknown) or 'named'}: choose of {', '.join(GUESTS)}.")
+    return [f"{number}-{guest}" for number, guest in enumerate(scenario.guests, 1)]
 
 
 def _recording(scenario: Scenario, out: Path, folder: Path) -> Path | None:

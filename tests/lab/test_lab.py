@@ -1,4 +1,4 @@
-"""The lab: three real guests, one on each path, recorded in one go, and every figure held against the truth."""
+"""The lab: real guests on each path, with one card and with two, recorded in one go and held against the truth."""
 
 from __future__ import annotations
 
@@ -9,19 +9,20 @@ import pytest
 import intxtrace
 from intxtrace.events import STREAM_KINDS
 from tests.lab.compare import compare, show
-from tests.lab.guest import PATHS
+from tests.lab.guest import PAIR, PATHS
 from tests.lab.scenario import Scenario, ScenarioResult, recorder_of_this_checkout, run_scenario
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(1500)]
 
 
+GUESTS = [*PATHS, "pair-kernel", "pair-userspace"]
 CHOSEN = "lab-userspace"
 
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> ScenarioResult:
     scenario = Scenario(
-        list(PATHS),
+        GUESTS,
         recorder=recorder_of_this_checkout(each=False),
         beside=recorder_of_this_checkout("--vm", CHOSEN, "--bar", "all", each=False),
     )
@@ -34,14 +35,32 @@ def recording_of(lab: ScenarioResult) -> Path:
     return folder / "trace.intx"
 
 
-@pytest.mark.parametrize("number", range(len(PATHS)), ids=PATHS)
+@pytest.mark.parametrize("number", range(len(GUESTS)), ids=GUESTS)
 def test_every_figure_equals_the_truth(lab: ScenarioResult, number: int, capsys: pytest.CaptureFixture[str]) -> None:
     truth = lab.truths[number]
     rows = compare(recording_of(lab), truth)
     with capsys.disabled():
         print("\n" + show(f"{truth.name} on Linux {truth.kernel}, {truth.qemu_version}", rows))
     assert truth.host_interrupts > 0
+    assert all(card.masked and card.pings_received for card in truth.cards)
     assert [row for row in rows if not row.holds] == []
+
+
+@pytest.mark.parametrize("number", [number for number, guest in enumerate(GUESTS) if guest.startswith(PAIR)])
+def test_two_cards_share_the_line_on_both_sides_and_are_told_apart(lab: ScenarioResult, number: int) -> None:
+    truth = lab.truths[number]
+    trace = intxtrace.open_trace(recording_of(lab))
+    interrupts = trace.interrupts[trace.interrupts["vm"] == truth.vm]
+    first, second = truth.cards
+    assert all(f"vfio-intx({bdf})" in truth.host_line for bdf in truth.bdfs)
+    assert set(interrupts["host_irq"]) == {truth.host_irq}
+    assert set(interrupts["gsi"].dropna()) == {truth.guest_gsi}
+    assert first.masked is not None
+    assert second.masked is not None
+    # Each hard interrupt is of one card, or of both, or (the line fell first) of none.
+    assert max(first.masked, second.masked) < truth.host_interrupts
+    counts = interrupts[interrupts["origin"] == "hardware"].groupby("bdf").size().to_dict()
+    assert counts == {first.bdf: first.masked, second.bdf: second.masked}
 
 
 def test_every_probe_is_attached_or_known_to_be_absent(lab: ScenarioResult) -> None:
@@ -53,7 +72,7 @@ def test_vms_that_come_and_go_are_told_apart(lab: ScenarioResult) -> None:
     trace = intxtrace.open_trace(recording_of(lab))
     assert [vm.name for vm in trace.tables.vms] == [truth.vm for truth in lab.truths]
     assert [vm.pid for vm in trace.tables.vms] == [truth.vm_pid for truth in lab.truths]
-    assert {device.bdf for device in trace.tables.devices} == {truth.bdf for truth in lab.truths}
+    assert {device.bdf for device in trace.tables.devices} == {bdf for truth in lab.truths for bdf in truth.bdfs}
     assert all(vm.qemu_version for vm in trace.tables.vms)
 
 

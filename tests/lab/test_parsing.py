@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab.guest import QEMU_EVENTS, line_count, read_qemu_log
+from tests.lab.guest import QEMU_EVENTS, line_count, read_card_log, read_qemu_log
 from tests.lab.packages import LabError
 from tests.lab.scenario import Scenario, run_scenario
 
@@ -40,6 +40,34 @@ def test_qemu_log_with_another_prefix_and_the_name_of_10_1() -> None:
     assert events["vfio_intx_eoi"] == 1
 
 
+def test_qemu_log_of_one_card_counts_its_lines_alone() -> None:
+    events, _ = read_qemu_log(QEMU_7_2 + QEMU_7_2.replace("00:06.0", "00:0a.0"), "0000:00:0a.0")
+    assert (events["vfio_intx_interrupt"], events["vfio_intx_eoi"], events["kvm_resample_fd_notify"]) == (2, 1, 0)
+
+
+# An interrupt before the marks, two between them, the second not unmasked; another card's; an unmask after them.
+CARD_LOG = """\
+pci_cfg_write e1000 00:06.0 @0x4 <- 0x507
+pci_cfg_write e1000 00:06.0 @0x4 <- 0x107
+pci_cfg_read e1000 00:06.0 @0xf0 -> 0x0
+pci_cfg_read e1000 00:06.0 @0x4 -> 0x80107
+pci_cfg_write e1000 00:06.0 @0x4 <- 0x507
+pci_cfg_write e1000 00:06.0 @0xc <- 0x400
+pci_cfg_write e1000 00:06.0 @0x4 <- 0x503
+pci_cfg_write e1000 00:0a.0 @0x4 <- 0x507
+pci_cfg_write e1000 00:06.0 @0x4 <- 0x107
+pci_cfg_write e1000 00:06.0 @0x4 <- 0x507
+pci_cfg_read e1000 00:06.0 @0xf4 -> 0x0
+pci_cfg_write e1000 00:06.0 @0x4 <- 0x107
+"""
+
+
+def test_card_log_counts_masks_and_unmasks_between_the_marks() -> None:
+    assert read_card_log(CARD_LOG, "0000:00:06.0") == (2, 1)
+    assert read_card_log(CARD_LOG * 2, "0000:00:06.0") == (2, 1)
+    assert read_card_log(CARD_LOG, "0000:00:0a.0") is None
+
+
 def test_line_count_adds_all_cpus() -> None:
     assert line_count("22:          3         65   IO-APIC  22-fasteoi   vfio-intx(0000:00:06.0)") == 68
     with pytest.raises(LabError):
@@ -50,5 +78,5 @@ def test_a_used_result_folder_and_an_unknown_path_are_refused(tmp_path: Path) ->
     (tmp_path / "old").touch()
     with pytest.raises(LabError, match="not empty"):
         run_scenario(Scenario(["kernel"]), tmp_path)
-    with pytest.raises(LabError, match="No path magic"):
+    with pytest.raises(LabError, match="No guest magic"):
         run_scenario(Scenario(["magic"]), tmp_path / "new")

@@ -57,6 +57,25 @@ def test_no_headers_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
         compile_source("int f(void *ctx) { return 0; }")
 
 
+def test_an_attachment_without_effect_is_made_in_another_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    btf = FakeBtf(FUNCTIONS, set())
+    plan = planner(btf, EVERYTHING).plan("count", 1 << 16)
+    hooks = [p for programs in plan.programs.values() for p in programs if p.method in ("fentry", "fexit")]
+    traced = {(p.hook.target, p.module) for p in hooks}
+    probes = object.__new__(Probes)
+    probes._attached = {row.id: [] for row in plan.probes if row.state == "attached"}
+    monkeypatch.setattr(kernel, "traced_functions", lambda: None)
+    assert probes._unhooked(plan) == set()
+    monkeypatch.setattr(kernel, "traced_functions", lambda: traced)
+    assert probes._unhooked(plan) == set()
+    monkeypatch.setattr(kernel, "traced_functions", lambda: {one for one in traced if one[0] != "irqfd_wakeup"})
+    assert probes._unhooked(plan) == {"irqfd_wakeup"}
+    (row,) = (row for row in plan.probes if row.name == "irqfd_wakeup")
+    assert (row.state, row.id in probes._attached) == ("missing", False)
+    again = planner(btf, EVERYTHING, frozenset({"irqfd_wakeup"})).plan("count", 1 << 16)
+    assert [p.method for p in again.programs["irqfd_wakeup"]] == ["kprobe"]
+
+
 def test_attach_and_leave_nothing_behind() -> None:
     before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
     with Probes(ring_bytes=1 << 16) as probes:
@@ -106,6 +125,17 @@ def test_symbols(tmp_path: Path) -> None:
         "kvm_set_irq": (0xFFFFFFFF81000000, "kvm"),
         "irqfd_inject": (0xFFFFFFFF81000010, ""),
     }
+
+
+def test_traced_functions(tmp_path: Path) -> None:
+    file = tmp_path / "enabled_functions"
+    file.write_text(
+        "enable_irq (1) R   D   M \ttramp: ftrace_regs_caller+0x0/0x65 (call_direct_funcs+0x0/0x20)\n"
+        "\tdirect-->bpf_trampoline_6442472499+0x0/0xa4\n"
+        "irqfd_inject [kvm] (2) R         \ttramp: 0xffffffffc07a1000 (kprobe_ftrace_handler+0x0/0x1d0)\n"
+    )
+    assert kernel.traced_functions(file) == {("enable_irq", "vmlinux"), ("irqfd_inject", "kvm")}
+    assert kernel.traced_functions(tmp_path / "absent") is None
 
 
 def test_a_program_that_the_verifier_refuses_says_why() -> None:

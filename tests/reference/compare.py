@@ -11,14 +11,17 @@ from collections import defaultdict
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from intxtrace import frames
 from intxtrace.events import format_address
-from intxtrace.reconstruct import Reconstructor
+from intxtrace.reconstruct import Reconstructor, Result
 from intxtrace.reconstruct.state import NULL
 from intxtrace.reconstruct.vocabulary import REASONS
 from intxtrace.trace.tables import Tables
 from tests.reference.reconstructor import Reference
+
+NOTHING = Result(pd.DataFrame(), pd.DataFrame(), pd.DataFrame())
 
 Rows = dict[str, dict[Any, list[dict[str, Any]]]]
 
@@ -36,16 +39,18 @@ class Raw(Reconstructor):
         super().__init__(tables, **options)
         self.rows: dict[str, list[dict[str, Any]]] = {"interrupt_rows": [], "state_rows": [], "counter_rows": []}
 
-    def _frames(self, parts: Any) -> Any:
-        for part in parts:
+    def closed(self) -> Result:
+        self._empty()
+        for part in self._parts:
             for table, rows in self.rows.items():
-                names = part[table].dtype.names
-                for values in part[table].tolist():
-                    row = dict(zip(names, [None if value == NULL else value for value in values], strict=True))
+                for values in zip(*(column.tolist() for column in part[table].values()), strict=True):
+                    row = dict(zip(part[table], [None if value == NULL else value for value in values], strict=True))
                     row["bdf"] = format_address(row["bdf"]) if row["bdf"] >= 0 else None
                     row["device"] = row["device"] if row["device"] >= 0 else None
                     row["vm"] = self._tables.vms[row["vm"]].name if 0 <= row["vm"] < len(self._tables.vms) else None
                     rows.append(row)
+        self._parts.clear()
+        return NOTHING
 
 
 def of_fast(records: np.ndarray[Any, Any], tables: Tables, cuts: tuple[int, ...] = (), **options: Any) -> Rows:

@@ -60,6 +60,8 @@ class Interrupt:
     """kvm_set_irq(level 1) is running for it."""
     injected_assumed: bool = False
     """Inside the wake-up, unless an irqfd_inject follows."""
+    by_ioctl_of: int | None = None
+    """The thread whose unmask ioctl found the line asserted, and signals before it returns if it does."""
     split: bool = False
     """It was injected as an MSI: the irqchip is split, and QEMU writes the resamplefd when the guest ends it."""
     torn: bool = False
@@ -285,7 +287,7 @@ class Reference:
         ended = (x.unmasked is not None or x.refused is not None) and not self.shows(Kind.IRQFD_WAKEUP)
         if x.path == "unknown" and x.sent is not None and not ended:
             return False
-        unsent = x.origin in ("resignal", "pending") and x.sent is None and not x.lossy
+        unsent = x.origin in ("resignal", "pending") and x.sent is None and x.path != "held" and not x.lossy
         if unsent and x.device.trigger and self.shows(Kind.EVENTFD_SIGNAL):
             return False
         if x.acknowledged is not None or x.torn or x.acknowledged_unseen:
@@ -304,7 +306,13 @@ class Reference:
         return not masked and not shown
 
     def awaited(self, x: Interrupt) -> bool:
-        """On the userspace path the guest's EOI and more BAR accesses follow the unmask."""
+        """On the userspace path the guest's EOI and more BAR accesses follow the unmask.
+
+        On the kernel path, the work that an unmask which returned 1 queues, where nothing else of the unmask is shown.
+        """
+        unmask_is_shown = self.shows(Kind.UNMASK_ENTRY, Kind.UNMASK_EXIT)
+        if x.path == "kernel" and not unmask_is_shown and self.shows(Kind.WORK_QUEUED):
+            return x.device.masked_by is x
         if x.path != "userspace" or x.torn or x.nothing_more:
             return False
         return (x.eoi is None and x.injected is not None and self.shows(Kind.KVM_ACK)) or x.counting_bars
@@ -442,7 +450,12 @@ class Reference:
                 before.proof = "checked" if proofs else "assumed"
         elif before and self.shows(Kind.UNMASK_EXIT):
             before.lossy = before.torn = True
+        elif before and not self.shows(Kind.UNMASK_ENTRY) and before.path == "kernel" and d.line is None:
+            before.acknowledged_unseen = True
+        known = d.lost or d.mask_known
         x = self.open_masked(d, "hardware", d.handler.entered)
+        if x.raised is None and self.shows(Kind.HANDLER_ENTRY):
+            x.lossy, x.headless = known, not known
         d.lost = False
         d.handler.interrupt = x
         return x
@@ -465,7 +478,8 @@ class Reference:
             flags = self.task(e).irqs_flags
             fires = flags & SetIrqs.ACTION_TRIGGER and flags & (SetIrqs.DATA_NONE | SetIrqs.DATA_BOOL)
             loopback = e.flags & Flag.IN_SET_IRQS and fires
-            raised_by_unmask = [x for x in d.flight if x.origin in ("resignal", "pending") and x.sent is None]
+            unsent = [x for x in d.flight if x.sent is None and x.path != "held"]
+            raised_by_unmask = [x for x in unsent if x.origin in ("resignal", "pending")]
             if loopback:
                 x = self.open(d, "software", e.ts)
             elif raised_by_unmask:
@@ -569,6 +583,8 @@ class Reference:
         if e.value == 0:
             if e.arg1 == 0 and task.raising is None:
                 task.lowered = e.ts
+                if not self.shows(Kind.SET_IRQS_ENTRY, Kind.QEMU_EOI):
+                    self.lowered_by_qemu(e)
             return
         if task.raising and not task.asserted:
             task.asserted = True
@@ -595,6 +611,13 @@ class Reference:
             self.raise_line(x, x is not mine[0], e.ts)
         task.raising, task.asserted = d, True
 
+    def lowered_by_qemu(self, e: Event) -> None:
+        """By vfio_intx_eoi, if what QEMU took for one device alone is in service on that GSI."""
+        mine = [x for d in self.devices for x in d.flight if x.taken is not None and x.gsi == e.arg0]
+        served = [x.device for x in mine if x.injected is not None and x.acknowledged is None]
+        if served and all(d is served[0] for d in served):
+            self.acknowledge(served[0], e.ts)
+
     def on_kvm_set_irq_exit(self, e: Event) -> None:
         if e.aux:
             self.end_raising(self.task(e), e.value)
@@ -616,16 +639,19 @@ class Reference:
 
     def in_service(self, x: Interrupt) -> bool:
         """An earlier delivery on the same GSI has not had its EOI."""
-        if x.device.line is None:
-            return False
+        if x.device.line:
+            candidates = [y for d in self.on_line(*x.device.line) for y in d.flight]
+        else:
+            # The VM is not known: the GSI has to do.
+            others = [y for d in self.devices if d.line is None for y in d.flight]
+            candidates = [y for y in others if x.gsi in (None, y.gsi)]
         return any(
             y is not x
             and y.injected is not None
             and y.eoi is None
             and not (y.path != "userspace" and y.acknowledged is not None)
-            and not y.being_raised
-            for d in self.on_line(*x.device.line)
-            for y in d.flight
+            and (not y.being_raised or y.coalesced is False)
+            for y in candidates
         )
 
     def on_apic_accept(self, e: Event) -> None:
@@ -649,11 +675,13 @@ class Reference:
         task.ack = (e.ts, self.vm(e), gsi)
         task.resampling = False
         line = self.on_line(self.vm(e), gsi)
-        raised = [x for d in line for x in d.flight if x.being_raised and x.path != "userspace" and x.coalesced is None]
-        for x in raised:
+        raised = [x for d in line for x in d.flight if x.being_raised and x.coalesced is None and x.eoi is None]
+        for x in sorted(raised, key=lambda x: x.injected or 0):
             # The guest was quicker than the return of kvm_set_irq; was there another delivery that it ended?
             if not self.in_service(x):
                 x.coalesced = False
+            elif not self.shows(Kind.KVM_SET_IRQ_EXIT) and self.shows(Kind.APIC_ACCEPT):
+                x.coalesced = True
         for d in line:
             self.guest_eoi(d, e.ts)
 
@@ -733,7 +761,9 @@ class Reference:
         call = d.unmasks.pop(self.task_key(e), Unmask())
         proof, task.proof = task.proof, False
         if e.value > 0:
-            self.refuse(d, task, e.ts)
+            refused = self.refuse(d, task, e.ts)
+            if task.irqs_flags & SetIrqs.ACTION_UNMASK:
+                refused.by_ioctl_of = e.tid
         elif call.claimed_within:
             pass
         elif self.really_unmasked(d, proof):
@@ -829,7 +859,7 @@ class Reference:
         return [
             x
             for x in d.flight
-            if (x.sent is not None or not self.shows(Kind.EVENTFD_SIGNAL))
+            if (x.sent is not None or (not self.shows(Kind.EVENTFD_SIGNAL) and x.path != "held"))
             and x.woken is None
             and x.taken is None
             and not x.torn
@@ -955,6 +985,10 @@ class Reference:
         d = self.device(e)
         if d.flight and d.flight[-1].sent is not None:
             self.left_to_qemu(d.flight[-1], e.ts)
+        if self.task(e).irqs_flags & SetIrqs.ACTION_UNMASK and self.shows(Kind.EVENTFD_SIGNAL):
+            for x in d.flight:
+                if x.by_ioctl_of == e.tid and x.sent is None and x.path == "unknown":
+                    x.path = "held"
         self.task(e).irqs_flags = 0
         if e.value >= 0:
             self.set_up(d, e)

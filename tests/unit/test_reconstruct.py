@@ -5,16 +5,18 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from intxtrace import frames
-from intxtrace.events import Kind
-from intxtrace.reconstruct import Reconstructor, Result, compile
+from intxtrace.errors import IntxtraceError
+from intxtrace.events import RECORD, Kind
+from intxtrace.reconstruct import Reconstructor, Result, compile, state
 from tests.dsl import DeviceHandle, Trace, reconstruct
 from tests.generate import generate
 
@@ -91,6 +93,7 @@ def test_any_prefix_ends_open(story: list[list[str]], length: int) -> None:
 
 @FEW
 @given(stories, st.integers(0, 400), st.integers(0, 400))
+@example([[], ["bars", "bypass fails", "refused", "bypass fails"]], 0, 23)
 def test_any_part_and_any_dropped_event_is_taken(story: list[list[str]], begin: int, dropped: int) -> None:
     trace = tell(story)
     records = trace.records()
@@ -158,6 +161,62 @@ def test_compiled_and_interpreted_machines_agree() -> None:
 def test_compiled_and_interpreted_machines_agree_on_odd_traces(story: list[list[str]]) -> None:
     trace = tell(story)
     same(trace.reconstruct(), trace.reconstruct(compile_from=0))
+
+
+@pytest.mark.parametrize("compile_from", [0, 1 << 30])
+def test_columns_and_records_give_the_same_rows(compile_from: int) -> None:
+    records, tables = generate(500)
+    rng = np.random.default_rng(0)
+    for events in (records, records[rng.permutation(len(records))]):
+        columns = {name: np.ascontiguousarray(events[name]) for name in RECORD.names or ()}
+        reconstructor = Reconstructor(tables, compile_from=compile_from)
+        reconstructor.take(columns)
+        parts = [reconstructor.closed(), reconstructor.finish()]
+        joined = Result(*(pd.concat(frames, ignore_index=True) for frames in zip(*parts, strict=True)))
+        same(reconstruct(events, tables, compile_from=compile_from), joined)
+
+
+def test_events_that_may_not_be_written_need_no_other_machine() -> None:
+    """The ring hands out views of memory that is the kernel's."""
+    records, tables = generate(100)
+    reference = reconstruct(records, tables, compile_from=0)
+    records.flags.writeable = False
+    same(reference, reconstruct(records, tables, compile_from=0))
+    assert len(compile.compiled_machine().signatures) == 1
+
+
+def passers_by(count: int, begin_at: int, end_at: int) -> np.ndarray[Any, Any]:
+    """Events of ever other threads, which concern no device."""
+    events = np.zeros(count, RECORD)
+    events["kind"], events["value"] = Kind.USERSPACE_EXIT, 26
+    events["ts"] = np.linspace(begin_at, end_at, count).astype(np.uint64)
+    events["tid"] = 1_000_000 + np.arange(count)
+    return events
+
+
+def test_threads_not_seen_for_longest_are_forgotten() -> None:
+    """More threads than are remembered pass by in the middle of interrupts: nothing is lost, and nothing compiled."""
+    records, tables = generate(300)
+    others = passers_by(state.CAPACITY["tasks"] * 5 // 4, int(records["ts"][50]), int(records["ts"][-50]))
+    events = np.concatenate([records, others])
+    events = events[np.argsort(events["ts"], kind="stable")]
+    reference = reconstruct(records, tables)
+    for compile_from in (0, 1 << 30):
+        reconstructor = Reconstructor(tables, compile_from=compile_from)
+        half = len(events) // 2
+        parts = [reconstructor.feed(events[:half]), reconstructor.feed(events[half:]), reconstructor.finish()]
+        same(reference, Result(*(pd.concat(frames, ignore_index=True) for frames in zip(*parts, strict=True))))
+        assert reconstructor._state.machine[0].n_tasks < state.CAPACITY["tasks"]
+    assert len(compile.compiled_machine().signatures) == 1
+
+
+@pytest.mark.parametrize("compile_from", [0, 1 << 30])
+def test_more_devices_than_any_host_has_are_refused(compile_from: int) -> None:
+    events = np.zeros(state.CAPACITY["devices"] + 1, RECORD)
+    events["kind"], events["device"] = Kind.HANDLER_ENTRY, 1 + np.arange(len(events))
+    events["ts"] = np.arange(len(events))
+    with pytest.raises(IntxtraceError, match="more devices than any host has"):
+        reconstruct(events, Trace().tables, compile_from=compile_from)
 
 
 def test_generated_traces_are_all_complete() -> None:
