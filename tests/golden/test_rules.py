@@ -78,6 +78,8 @@ CASES: dict[str, tuple[str, ...]] = {
         "test_another_unmask_before_the_worker_signals",
         "test_two_unmasks_at_once",
         "test_failing_in_another_way_is_another_state",
+        "test_an_unmask_ioctl_that_returns_without_a_signal_has_made_none",
+        "test_of_two_that_race_on_a_line_the_first_was_delivered",
     ),
 }
 """The cases of the reference (section 8 of the kernel's path, by number) and of the issue -> their goldens."""
@@ -284,3 +286,35 @@ def test_a_kick_is_not_over_before_its_injection() -> None:
     t.inject(d, irqfd="edge")
     (row,) = rows(t)
     assert (row["path"], row["origin"], row["injected_at"] is None) == ("hybrid", "software", False)
+
+
+def test_an_unmask_ioctl_that_returns_without_a_signal_has_made_none() -> None:
+    """vfio_send_intx_eventfd signals before the ioctl returns, or not at all: no trigger is set."""
+    t, d = one_device()
+    t.enable(d)
+    t.ioctl_unmask(d, returned=1)
+    t.drop(Kind.EVENTFD_SIGNAL)
+    assert story(t) == [("held", "pending", "open")]
+    t.ioctl_unmask(d)
+    assert story(t) == [("held", "pending", "complete")]
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_of_two_that_race_on_a_line_the_first_was_delivered(order: tuple[int, int]) -> None:
+    """The guest's EOI comes before either kvm_set_irq has returned."""
+    t = Trace()
+    vm = t.vm()
+    devices = [t.device(vm, bdf=f"0000:0{n + 1}:00.0") for n in range(2)]
+    for d in devices:
+        t.kernel_interrupt(d)
+    for d in devices:
+        t.handler(d, irqfd="resample")
+    for n in order:
+        begin = len(t._rows)
+        t.inject(devices[n])
+        t._rows[begin:] = [{**row, "tid": 9000 + n} for row in t._rows[begin:] if row["kind"] != Kind.KVM_SET_IRQ_EXIT]
+    t.guest_eoi(*devices)
+    for d in devices:
+        t.resample_unmask(d)
+    racing = {row["bdf"]: row["coalesced"] for row in rows(t)[2:]}
+    assert [racing[f"0000:0{n + 1}:00.0"] for n in order] == [False, None]

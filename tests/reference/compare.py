@@ -44,7 +44,8 @@ class Raw(Reconstructor):
         for part in self._parts:
             for table, rows in self.rows.items():
                 for values in zip(*(column.tolist() for column in part[table].values()), strict=True):
-                    row = dict(zip(part[table], [None if value == NULL else value for value in values], strict=True))
+                    present = (None if value == NULL else value for value in values)
+                    row: dict[str, Any] = dict(zip(part[table], present, strict=True))
                     row["bdf"] = format_address(row["bdf"]) if row["bdf"] >= 0 else None
                     row["device"] = row["device"] if row["device"] >= 0 else None
                     row["vm"] = self._tables.vms[row["vm"]].name if 0 <= row["vm"] < len(self._tables.vms) else None
