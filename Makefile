@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/
 OUT := out
 
-.PHONY: help setup packages test lint demo lab lab-matrix bench fuzz clean
+.PHONY: help setup packages test lint demo lab lab-matrix bench fuzz mutate clean
 
 help:
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -51,6 +51,9 @@ bench: setup packages ## benchmarks: each prints its figure beside a peer's from
 
 fuzz: setup ## long property tests and damaged files
 	INTXTRACE_FUZZ=100000 $(RUN)python -m pytest tests/fuzz tests/unit/test_reconstruct.py tests/unit/test_trace.py
+
+mutate: setup ## break every rule of the state machine, one at a time: which breaks does no test notice?
+	$(RUN)python -m tests.mutate
 
 clean: ## what make made, but for the cache of packages
 	rm -rf $(VENV) $(OUT) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

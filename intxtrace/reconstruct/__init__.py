@@ -58,7 +58,7 @@ class Reconstructor:
     Args:
         tables: the tables that the events name; they may grow between calls. A probe counts as attached if its row says
             so when `feed` first sees the row, until a `PROBE` event says otherwise; with an empty probe table every
-            kind of event is taken to be recorded.
+            kind of event is taken to be recorded, BAR accesses one by one.
         clock_orders_only: timestamps order the events and tell nothing else: all durations are null.
         compile_from: number of events from which on the compiled machine is used; the default is `LOAD_FROM`, or
             `COMPILE_FROM` where nothing compiled is kept yet (`compile.prepare` compiles ahead of time).
@@ -173,6 +173,7 @@ class Reconstructor:
         kinds = self._state.kinds
         if not self._tables.probes:
             kinds[:] = [1] * len(kinds)
+            kinds[Kind.QEMU_REGION_COUNT] = 0  # It would say that accesses come counted, not one by one.
             return
         if self._probes_seen == 0:
             kinds[:] = [0] * len(kinds)  # An empty table has become one that tells.

@@ -50,8 +50,10 @@ def on_irqfd_inject(s: State, e: Any) -> None:
     """The worker that irqfd_wakeup scheduled (or kvm_irqfd, for an eventfd that was signalled before) injects."""
     t = task_of(s, e)
     task = s.tasks[t]
-    end_injection(s, task, NULL)
+    before = end_injection(s, task, NULL)
     d = device_of_irqfd(s, e)
+    if before >= 0 and before != d:
+        hand_out_settled(s, before)
     if d < 0:
         return
     begin_injection(s, task, d, KERNEL if e.link2 != 0 else HYBRID, e)
@@ -66,8 +68,7 @@ def begin_injection(s: State, task: Any, d: int, path: int, e: Any) -> None:
     i = s.devices[d].head
     while i >= 0:
         x = s.interrupts[i]
-        edge = x.path == HYBRID and x.injected_at == x.woken_at and x.woken_at != NULL
-        if (x.woken_at != NULL and x.injected_at == NULL) or edge:
+        if x.assumed or (x.woken_at != NULL and x.injected_at == NULL):
             inject(s, i, injected, e.ts)
             injected = i
         i = x.next
@@ -86,12 +87,14 @@ def begin_injection(s: State, task: Any, d: int, path: int, e: Any) -> None:
         inject(s, i, -1, e.ts)
     task.injecting = d
     task.asserted = 0
+    hand_out_settled(s, d)
 
 
 def inject(s: State, i: int, before: int, ts: int) -> None:
     """The line is raised for an interrupt; `before` is another one that the same call raises it for, or -1."""
     x = s.interrupts[i]
     x.injected_at = ts
+    x.assumed = 0
     x.fresh = 1
     if before >= 0:
         x.coalesced = 1
@@ -124,7 +127,9 @@ def on_kvm_set_irq(s: State, e: Any) -> None:
                     observe_path(s, task.injecting, STATE_KERNEL if x.path == KERNEL else STATE_HYBRID, True)
             i = x.next
         return
-    end_injection(s, task, NULL)
+    before = end_injection(s, task, NULL)
+    if before >= 0:
+        hand_out_settled(s, before)
     if e.arg1 != SOURCE_USERSPACE:
         return
     d = task.taking
@@ -171,18 +176,21 @@ def lowered_by_qemu(s: State, e: Any) -> None:
 def on_kvm_set_irq_exit(s: State, e: Any) -> None:
     """kvm_set_irq returned: whether the controller took the level as a new delivery."""
     if e.aux != 0:
-        end_injection(s, s.tasks[task_of(s, e)], e.value)
+        d = end_injection(s, s.tasks[task_of(s, e)], e.value)
+        if d >= 0:
+            hand_out_settled(s, d)
 
 
-def end_injection(s: State, task: Any, returned: int) -> None:
-    """The call that raised the line is over, with what it returned (NULL: not known).
+def end_injection(s: State, task: Any, returned: int) -> int:
+    """The call that raised the line is over, with what it returned (NULL: not known). Returns its device, or -1.
 
     ioapic_service returns -1 where the pin is masked or its remote IRR is set, pic_set_irq1 0 where the request bit is.
     """
-    d = task.injecting
+    d: int = task.injecting
     task.injecting = -1
     if d >= 0:
         end_fresh(s, d, returned)
+    return d
 
 
 def end_fresh(s: State, d: int, returned: int) -> None:
@@ -194,7 +202,7 @@ def end_fresh(s: State, d: int, returned: int) -> None:
             if x.coalesced == NULL:
                 if returned != NULL and returned > 0:
                     x.coalesced = 0
-                elif in_service(s, i):
+                elif in_service(s, i, False):
                     x.coalesced = 1
             x.fresh = 0
         i = x.next
@@ -222,31 +230,35 @@ def on_apic_accept(s: State, e: Any) -> None:
         i = s.interrupts[i].next
 
 
-def in_service(s: State, i: int) -> bool:
-    """Whether an earlier delivery on the same GSI has not had its EOI yet."""
+def in_service(s: State, i: int, racing: bool) -> bool:
+    """Whether an earlier delivery on the same GSI has not had its EOI yet.
+
+    `racing`: one counts too whose kvm_set_irq was called before and is not known to have returned.
+    """
     line = s.devices[s.interrupts[i].device].line
     if line < 0:
         # The VM is not known (KVM's tracepoints name none). What no local APIC accepted merged into what is in service
         # on that GSI; two VMs with one GSI would each have had theirs accepted.
         for d in range(s.machine[0].n_devices):
-            if s.devices[d].line < 0 and serves(s, d, i, s.interrupts[i].gsi):
+            if s.devices[d].line < 0 and serves(s, d, i, s.interrupts[i].gsi, racing):
                 return True
         return False
     d = s.lines[line].first
     while d >= 0:
-        if serves(s, d, i, NULL):
+        if serves(s, d, i, NULL, racing):
             return True
         d = s.devices[d].next_on_line
     return False
 
 
-def serves(s: State, d: int, i: int, gsi: int) -> bool:
+def serves(s: State, d: int, i: int, gsi: int, racing: bool) -> bool:
     """Whether a device has a delivery other than `i` in service; `gsi` NULL: on whatever GSI."""
     j = s.devices[d].head
     while j >= 0:
         y = s.interrupts[j]
         ended = y.eoi_at != NULL or (y.path != USERSPACE and y.acknowledged_at != NULL)
-        delivered = not y.fresh or y.coalesced == 0
+        earlier = y.coalesced == NULL and y.injected_at < s.interrupts[i].injected_at
+        delivered = not y.fresh or y.coalesced == 0 or (racing and earlier)
         if j != i and y.injected_at != NULL and not ended and delivered and gsi in (NULL, y.gsi):
             return True
         j = y.next
@@ -295,14 +307,14 @@ def gsi_of_pin(e: Any) -> int:
 def judge_fresh(s: State, d: int) -> None:
     """An EOI comes before kvm_set_irq is known to have returned: say what of it can be said.
 
-    The guest had nothing else to end, so this was delivered. Or something else was in service, and no return is
-    recorded, but what the local APIC accepts is: what it did not accept has merged (ioapic_service).
+    The guest had nothing else to end, so what was raised first was delivered. Or something else was in service, and no
+    return is recorded, but what the local APIC accepts is: what it did not accept has merged (ioapic_service).
     """
     i = s.devices[d].head
     while i >= 0:
         x = s.interrupts[i]
         if x.fresh and x.coalesced == NULL and x.injected_at != NULL and x.eoi_at == NULL:
-            if not in_service(s, i):
+            if not in_service(s, i, True):
                 x.coalesced = 0
             elif s.kinds[KVM_SET_IRQ_EXIT] == 0 and s.kinds[APIC_ACCEPT] > 0:
                 x.coalesced = 1
@@ -412,3 +424,4 @@ def on_virqfd_wakeup(s: State, e: Any) -> None:
             if x.eoi_at == NULL and task.exit_at != NULL and task.exit_at >= x.injected_at:
                 x.eoi_at = task.exit_at
         i = x.next
+    hand_out_settled(s, d)

@@ -11,21 +11,30 @@ from intxtrace.reconstruct.vocabulary import (
     COMPLETE,
     EVENTFD_READ,
     EVENTFD_SIGNAL,
+    EVENTFD_WRITE,
     HEADLESS,
+    HELD,
+    IRQFD_INJECT,
+    IRQFD_WAKEUP,
     KERNEL,
     KVM_ACK,
     KVM_SET_IRQ,
+    KVM_SET_IRQ_EXIT,
     LOSSY,
     NO_PATH,
     OPEN,
+    PENDING,
     QEMU_EOI,
     QEMU_INTERRUPT,
+    QEMU_RESAMPLE_NOTIFY,
     RESAMPLER_ACK,
+    RESIGNAL,
     SETTLED,
     TORN_DOWN,
     UNMASK_ENTRY,
     UNMASK_EXIT,
     USERSPACE,
+    VIRQFD_WAKEUP,
     WORK_QUEUED,
 )
 
@@ -40,8 +49,11 @@ def shows_acknowledgement(s: State, i: int) -> bool:
         # With its irqchip in userspace QEMU asserts no line in KVM, and lowers none.
         shown = s.kinds[QEMU_EOI] > 0 or (s.kinds[KVM_SET_IRQ] > 0 and x.injected_at != NULL)
         return shown
-    # hybrid: the unmask comes from userspace, so it is itself the last word. held, unknown: nobody acknowledges.
-    return False
+    # hybrid: the guest's EOI leaves a split irqchip to QEMU, which writes the resamplefd (kvm_resample_fd_notify);
+    # without one the unmask, which comes from userspace, is itself the last word. held, unknown: nobody acknowledges.
+    written = s.kinds[QEMU_RESAMPLE_NOTIFY] > 0 or s.kinds[EVENTFD_WRITE] > 0
+    shown = x.msi != 0 and written and s.kinds[VIRQFD_WAKEUP] > 0
+    return shown
 
 
 def settled(s: State, i: int) -> bool:
@@ -50,10 +62,19 @@ def settled(s: State, i: int) -> bool:
     masked = s.devices[x.device].masked_by == i
     if masked and s.kinds[UNMASK_EXIT] > 0:
         return False
-    if x.path == NO_PATH and x.sent_at != NULL and x.unmasked_at == NULL and x.refused_at == NULL:
+    # Another task may unmask inside the signal: that is the last word only where no irqfd_wakeup is recorded.
+    unmasked = (x.unmasked_at != NULL or x.refused_at != NULL) and s.kinds[IRQFD_WAKEUP] == 0
+    if x.path == NO_PATH and x.sent_at != NULL and not unmasked:
         return False  # Signalled, and nobody has taken it yet.
+    unsent = (x.origin == RESIGNAL or x.origin == PENDING) and x.sent_at == NULL and x.path != HELD
+    if unsent and not x.lossy and s.devices[x.device].trigger != 0 and s.kinds[EVENTFD_SIGNAL] > 0:
+        return False  # The worker that signals it has not come yet (virqfd_inject).
     if x.acknowledged_at != NULL or x.doomed or x.unshown:
         return True
+    if x.fresh and s.kinds[KVM_SET_IRQ_EXIT] > 0:
+        return False  # kvm_set_irq has not returned: when it was injected, and whether it coalesced, is not all told.
+    if x.woken_at != NULL and x.injected_at == NULL and s.kinds[IRQFD_INJECT] > 0:
+        return False  # irqfd_wakeup has scheduled its injection.
     # Where no probe shows any end, it has ended when a later interrupt took its place.
     return not masked and not shows_acknowledgement(s, i)
 

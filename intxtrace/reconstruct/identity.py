@@ -230,6 +230,7 @@ def task_of(s: State, e: Any) -> int:
         m.n_tasks += 1
         task = s.tasks[t]
         task.injecting = -1
+        task.unmasking = -1
         task.taking = -1
         task.acked = -1
         task.deassert_at = NULL

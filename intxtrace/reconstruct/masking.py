@@ -9,6 +9,7 @@ from intxtrace.reconstruct.identity import device_of, known_device, task_of
 from intxtrace.reconstruct.state import HANDED_OUT, NULL, State
 from intxtrace.reconstruct.states import observe_path
 from intxtrace.reconstruct.vocabulary import (
+    ACTION_UNMASK,
     ASSUMED,
     CHECKED,
     CHECKED_UNMASK,
@@ -58,12 +59,15 @@ def raise_interrupt(s: State, d: int, origin: int, raised_at: int) -> int:
     x.eoi_at = NULL
     x.proof = NULL
     x.coalesced = NULL
+    x.assumed = 0
+    x.msi = 0
     x.fresh = 0
     x.doomed = 0
     x.unshown = 0
     x.final = 0
     x.headless = 0
     x.missed = 0
+    x.signaller = 0
     x.doubtful = 0
     x.lossy = 0
     x.gsi = s.lines[device.line].gsi if device.line >= 0 else NULL
@@ -122,11 +126,11 @@ def on_handler_exit(s: State, e: Any) -> None:
     device = s.devices[d]
     if device.handler_at == NULL:
         device.handler_calls += 1
+    i = device.handler_interrupt
     if e.value == 0:
         device.unclaimed += 1
-    else:
-        i = device.handler_interrupt
-        if i == -1:
+    elif i != HANDED_OUT:
+        if i < 0:
             # Claimed and not signalled: no trigger is set, or virq_disabled was set in between.
             i = claim(s, d)
             if e.flags & FALLBACK:
@@ -135,24 +139,28 @@ def on_handler_exit(s: State, e: Any) -> None:
                 s.interrupts[i].missed = 1
             elif s.kinds[EVENTFD_SIGNAL] > 0:
                 s.interrupts[i].path = HELD
-        elif i != HANDED_OUT and not e.flags & FALLBACK:
+        elif not e.flags & FALLBACK:
             no_irqfd_took_it(s, i)
     device.handler_at = NULL
     device.handler_interrupt = -1
+    hand_out_settled(s, d)
 
 
 def claim(s: State, d: int) -> int:
     """The handler claimed the line and masked it (pci_check_and_mask_intx, or disable_irq_nosync)."""
     device = s.devices[d]
     before = device.masked_by
-    if device.unmask_open:
+    device.claims += 1
+    if device.unmasks_open:
         # The line is open from enable_irq or pci_check_and_unmask_intx on, before the unmask has returned: the hardware
         # fires again inside it (exclusive mode), or on another CPU.
-        device.unmask_open = 2
         if before >= 0:
-            s.interrupts[before].unmasked_at = device.proof_at if device.proof_at != NULL else device.handler_at
-            s.interrupts[before].proof = CHECKED if device.proof_at != NULL else ASSUMED
+            opened_at = device.proof_at if device.proof_at != NULL else device.handler_at
+            if opened_at != NULL:
+                s.interrupts[before].unmasked_at = opened_at
+                s.interrupts[before].proof = CHECKED if device.proof_at != NULL else ASSUMED
             device.masked_by = -1
+        device.proof_at = NULL
     elif before >= 0:
         # It can only claim an unmasked line, so an unmask was missed.
         if s.kinds[UNMASK_EXIT] > 0:
@@ -180,6 +188,16 @@ def no_irqfd_took_it(s: State, i: int) -> None:
         observe_path(s, x.device, STATE_USERSPACE, False)
 
 
+def ioctl_did_not_signal(s: State, d: int, tid: int) -> None:
+    """An unmask by ioctl that found the line asserted returns: vfio_send_intx_eventfd came before, or never will."""
+    i = s.devices[d].head
+    while i >= 0:
+        x = s.interrupts[i]
+        if x.signaller == tid and x.sent_at == NULL and x.path == NO_PATH and s.kinds[EVENTFD_SIGNAL] > 0:
+            x.path = HELD
+        i = x.next
+
+
 def on_unmask_exit(s: State, e: Any) -> None:
     """vfio_pci_intx_unmask_handler returned: 1 still asserted and masked, 0 unmasked or nothing to do."""
     t = task_of(s, e)
@@ -187,13 +205,17 @@ def on_unmask_exit(s: State, e: Any) -> None:
     d = device_of(s, e)
     proof = task.proof
     task.proof = 0
-    claimed_within = s.devices[d].unmask_open == 2
-    s.devices[d].unmask_open = 0
-    s.devices[d].proof_at = NULL
+    claimed_within = False
+    if unmasking(s, d, t):
+        task.unmasking = -1
+        claimed_within = task.claims != s.devices[d].claims
+        s.devices[d].unmasks_open -= 1
     if claimed_within and e.value == 0:
-        pass
+        pass  # It opened the line for the interrupt that was claimed since.
     elif e.value > 0:
-        refuse(s, d, t, e.ts)
+        i = refuse(s, d, t, e.ts)
+        if task.set_irqs_flags & ACTION_UNMASK:
+            s.interrupts[i].signaller = e.tid
     elif unmask_was_real(s, d, proof):
         unmask(s, d, t, proof, e.ts)
     else:
@@ -204,9 +226,32 @@ def on_unmask_exit(s: State, e: Any) -> None:
 
 def on_unmask_entry(s: State, e: Any) -> None:
     """vfio_pci_intx_unmask_handler runs."""
-    s.tasks[task_of(s, e)].proof = 0
-    device = s.devices[device_of(s, e)]
-    device.unmask_open = 1
+    t = task_of(s, e)
+    d = device_of(s, e)
+    task = s.tasks[t]
+    device = s.devices[d]
+    if device.unmasks_open == 0:
+        device.proof_at = NULL
+    if not unmasking(s, d, t):
+        device.unmasks_open += 1
+    task.proof = 0
+    task.unmasking = d
+    task.unmasking_since = device.unmasks_since
+    task.claims = device.claims
+
+
+def unmasking(s: State, d: int, t: int) -> bool:
+    """Whether a thread is inside an unmask of a device: the lock is taken inside, so several threads may be."""
+    task = s.tasks[t]
+    same: bool = task.unmasking == d and task.unmasking_since == s.devices[d].unmasks_since
+    return same
+
+
+def forget_unmasks(s: State, d: int) -> None:
+    """The unmasks of a device that are open will not be seen to return, or are no use any more."""
+    device = s.devices[d]
+    device.unmasks_open = 0
+    device.unmasks_since += 1
     device.proof_at = NULL
 
 
@@ -217,9 +262,12 @@ def on_unmask_proof(s: State, e: Any, shared: int) -> None:
         s.devices[d].shared_mode = 1
     if shared and e.value == 0:
         return
-    s.tasks[task_of(s, e)].proof = 1
-    if d >= 0:
+    t = task_of(s, e)
+    task = s.tasks[t]
+    task.proof = 1
+    if d >= 0 and unmasking(s, d, t):
         s.devices[d].proof_at = e.ts
+        task.claims = s.devices[d].claims  # What was claimed before is what this opens the line for.
 
 
 def unmask_was_real(s: State, d: int, proof: int) -> bool:

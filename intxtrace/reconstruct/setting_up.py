@@ -22,7 +22,7 @@ from intxtrace.reconstruct.identity import (
     task_of,
     vm_of,
 )
-from intxtrace.reconstruct.masking import no_irqfd_took_it
+from intxtrace.reconstruct.masking import forget_unmasks, ioctl_did_not_signal, no_irqfd_took_it
 from intxtrace.reconstruct.state import NULL, TAG_DEVICE, TAG_PID, TAG_ROW, TAG_VM, State
 from intxtrace.reconstruct.states import set_state
 from intxtrace.reconstruct.vocabulary import (
@@ -96,6 +96,9 @@ def on_set_irqs_exit(s: State, e: Any) -> None:
     i = s.devices[d].tail
     if i >= 0 and s.interrupts[i].sent_at != NULL:
         no_irqfd_took_it(s, i)
+    if s.tasks[t].set_irqs_flags & ACTION_UNMASK:
+        ioctl_did_not_signal(s, d, e.tid)
+        hand_out_settled(s, d)
     s.tasks[t].set_irqs_flags = 0
     if e.value >= 0:
         set_irqs(s, e, d)
@@ -185,8 +188,7 @@ def shut_down(s: State, d: int, reason: int, ts: int) -> None:
     device.trigger = 0
     device.resample = 0
     device.virq_disabled = 0
-    device.unmask_open = 0
-    device.proof_at = NULL
+    forget_unmasks(s, d)
     if device.line >= 0:
         leave_line(s, d)
     set_state(s, d, OFF, reason, 0, ts)
@@ -209,8 +211,7 @@ def lose(s: State, d: int) -> None:
     device = s.devices[d]
     device.lost = 1
     device.mask_known = 0
-    device.unmask_open = 0
-    device.proof_at = NULL
+    forget_unmasks(s, d)
     device.handler_at = NULL
     device.trapped = -1
     i = device.head
@@ -234,6 +235,8 @@ def on_probe(s: State, e: Any) -> None:
         if probe.row == e.aux and probe.on != on:
             probe.on = on
             s.kinds[probe.kind] += 1 if on else -1
+    for d in range(s.machine[0].n_devices):
+        hand_out_settled(s, d)  # What no probe can show any more is not waited for.
 
 
 def on_device(s: State, e: Any, device_pids: Any) -> None:

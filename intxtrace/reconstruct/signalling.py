@@ -64,26 +64,37 @@ def on_eventfd_signal(s: State, e: Any) -> None:
     if d < 0:
         return
     learn_trigger(s, d, e.link)
-    device = s.devices[d]
     if e.flags & IN_HANDLER:
         i = claim(s, d)
     else:
-        i = device.masked_by
-        # The unmask that found the line asserted has raised it; its caller signals.
-        raised = i >= 0 and (s.interrupts[i].origin == RESIGNAL or s.interrupts[i].origin == PENDING)
-        if not raised or s.interrupts[i].sent_at != NULL:
-            t = task_of(s, e)
-            flags = s.tasks[t].set_irqs_flags
-            if e.flags & IN_SET_IRQS and flags & ACTION_TRIGGER and flags & (DATA_NONE | DATA_BOOL):
-                # vfio_pci_set_intx_trigger's loopback.
-                i = raise_interrupt(s, d, SOFTWARE, e.ts)
-            elif e.flags & (IN_SET_IRQS | IN_UNMASK | IN_VIRQFD_INJECT):
-                # Only an unmask that returned 1 makes these signal, and it was not seen.
-                i = refuse(s, d, NULL, e.ts)
-            else:
-                i = raise_interrupt(s, d, NO_ORIGIN, NULL)
+        t = task_of(s, e)
+        flags = s.tasks[t].set_irqs_flags
+        if e.flags & IN_SET_IRQS and flags & ACTION_TRIGGER and flags & (DATA_NONE | DATA_BOOL):
+            # vfio_pci_set_intx_trigger's loopback.
+            i = raise_interrupt(s, d, SOFTWARE, e.ts)
+        else:
+            i = first_unsent(s, d)
+        if i < 0 and e.flags & (IN_SET_IRQS | IN_UNMASK | IN_VIRQFD_INJECT):
+            # Only an unmask that returned 1 makes these signal, and it was not seen.
+            i = refuse(s, d, NULL, e.ts)
+        elif i < 0:
+            i = raise_interrupt(s, d, NO_ORIGIN, NULL)
     s.interrupts[i].sent_at = e.ts
     hand_out_settled(s, d)
+
+
+def first_unsent(s: State, d: int) -> int:
+    """Return the oldest interrupt that an unmask which found the line asserted has raised, not signalled yet, or -1.
+
+    The caller of the unmask signals it; where that is virqfd_inject's worker, another unmask may come first.
+    """
+    i: int = s.devices[d].head
+    while i >= 0:
+        x = s.interrupts[i]
+        if (x.origin == RESIGNAL or x.origin == PENDING) and x.sent_at == NULL and x.path != HELD:
+            return i
+        i = x.next
+    return -1
 
 
 def on_eventfd_write(s: State, e: Any) -> None:
@@ -159,7 +170,7 @@ def first_untaken(s: State, d: int) -> int:
     i: int = s.devices[d].head
     while i >= 0:
         x = s.interrupts[i]
-        if was_signalled(s, x) and x.woken_at == NULL and x.taken_at == NULL and not x.doomed:
+        if was_signalled(s, x) and x.woken_at == NULL and x.taken_at == NULL and not x.doomed and not x.headless:
             return i
         i = x.next
     return -1
@@ -243,6 +254,7 @@ def on_irqfd_wakeup(s: State, e: Any) -> None:
         # Without a resampler the route may be an MSI (split irqchip), delivered inside the wake-up
         # (kvm_arch_set_irq_inatomic); an irqfd_inject that follows says otherwise and replaces the instant.
         x.injected_at = e.ts
+        x.assumed = 1
     observe_path(s, d, STATE_KERNEL if e.link2 != 0 else STATE_HYBRID, True)
     hand_out_settled(s, d)
 
@@ -269,3 +281,5 @@ def on_msi_set_irq(s: State, e: Any) -> None:
     i = s.devices[d].tail
     if i >= 0 and s.interrupts[i].path == HYBRID and s.interrupts[i].injected_at == NULL:
         s.interrupts[i].injected_at = e.ts
+        s.interrupts[i].msi = 1
+        hand_out_settled(s, d)

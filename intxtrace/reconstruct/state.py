@@ -92,8 +92,10 @@ FIELDS: dict[str, tuple[str, ...]] = {
         "in_flight",
         "masked_by",  # the interrupt that masked the line, -1
         "mask_known",  # 0 until an event shows whether vfio has the line masked
-        "unmask_open",  # an unmask of it has been entered; 2: and a new interrupt was claimed before it returned
-        "proof_at",  # when that unmask was seen to open the line, NULL
+        "claims",  # how often its handler claimed the line
+        "unmasks_open",  # calls of its unmask that have been entered and have not returned
+        "unmasks_since",  # number of the first of them; those before are forgotten
+        "proof_at",  # when one of them was seen to open the line, NULL
         "virq_disabled",  # the guest set DisINTx (or PM suspended it): unmasks are no-ops
         "shared_mode",  # pci_check_and_unmask_intx was seen: vdev->pci_2_3
         "handler_at",  # entry of the handler that runs now, NULL
@@ -142,6 +144,9 @@ FIELDS: dict[str, tuple[str, ...]] = {
         "set_irqs_flags",  # of the call that is open
         "set_irqs_last",
         "proof",  # inside an unmask: the line was really unmasked
+        "unmasking",  # the device that it is unmasking, -1
+        "unmasking_since",  # `unmasks_since` of that device when it entered
+        "claims",  # `claims` of that device when it entered, or when the line was seen to open
         "seen_at",  # its last event
     ),
     # One interrupt in flight.
@@ -161,11 +166,14 @@ FIELDS: dict[str, tuple[str, ...]] = {
         "eoi_at",
         "proof",
         "coalesced",
+        "assumed",  # injected inside the wake-up, unless an irqfd_inject follows
+        "msi",  # injected as an MSI: a split irqchip
         "fresh",  # injected, and kvm_set_irq has not returned yet
         "doomed",  # its delivery was torn down before the guest acknowledged it
         "unshown",  # the guest acknowledged it, and no probe could show when
         "final",  # evidence that comes later is not to be trusted
         "doubtful",  # EOIs of an unnamed VM that may have been for it
+        "signaller",  # thread whose unmask ioctl is to signal it before it returns, 0
         "missed",  # claimed, and what else happened in the handler no probe could see
         "headless",
         "lossy",

@@ -33,7 +33,7 @@ def bars_mapped(device: Any) -> int:
 def set_state(s: State, d: int, state: int, reason: int, errno: int, ts: int) -> None:
     """End the device's state and begin another."""
     device = s.devices[d]
-    if device.state == state and device.state_reason == reason:
+    if device.state == state and device.state_reason == reason and device.state_errno == errno:
         return
     end_state(s, d, ts)
     device.state = state

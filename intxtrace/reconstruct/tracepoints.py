@@ -82,8 +82,10 @@ def on_work_started(s: State, e: Any) -> None:
     if e.value != WORK_IRQFD_INJECT or s.kinds[IRQFD_INJECT] > 0:
         return
     task = s.tasks[task_of(s, e)]
-    end_injection(s, task, NULL)
+    before = end_injection(s, task, NULL)
     d = device_of_work(s, e)
+    if before >= 0 and before != d:
+        hand_out_settled(s, before)
     if d >= 0:
         begin_injection(s, task, d, NO_PATH, e)
 

@@ -94,6 +94,7 @@ def test_any_prefix_ends_open(story: list[list[str]], length: int) -> None:
 @FEW
 @example([[], ["bars", "bypass fails", "refused", "bypass fails"]], 0, 23)
 @given(stories, st.integers(0, 400), st.integers(0, 400))
+@example([[], ["bars", "bypass fails", "refused", "bypass fails"]], 0, 23)
 def test_any_part_and_any_dropped_event_is_taken(story: list[list[str]], begin: int, dropped: int) -> None:
     trace = tell(story)
     records = trace.records()
