@@ -39,7 +39,7 @@ demo: setup ## an HTML report of a real recorded trace
 
 lab: setup packages ## boot the nested host, record a guest on each path, compare with the truth, report
 	@rm -rf $(OUT)/lab
-	$(RUN)python -m tests.lab truth --out $(OUT)/lab
+	$(RUN)python -m tests.lab truth --guests kernel,hybrid,userspace --out $(OUT)/lab
 	@echo "reports: $(CURDIR)/$(OUT)/lab/*.html"
 
 lab-matrix: setup packages ## the same on every kernel of the lab

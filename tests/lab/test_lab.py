@@ -15,7 +15,7 @@ from tests.lab.scenario import Scenario, ScenarioResult, recorder_of_this_checko
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(1500)]
 
 
-# The guests with two cards now and then die under nested emulation; `make lab` and `make lab-matrix` play them.
+# The guests with two cards now and then die under nested emulation: `make lab-matrix` plays them.
 GUESTS = list(PATHS)
 CHOSEN = "lab-userspace"
 
