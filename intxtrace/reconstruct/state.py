@@ -249,8 +249,11 @@ rows from the start, but the operating system gives memory only to those that ar
 BLOCK = np.dtype([*((table, DTYPES[table], (rows,)) for table, rows in CAPACITY.items()), ("kinds", "<i8", (N_KINDS,))])
 """The compiled shape."""
 
-_FIRST_ROWS = 256
-"""Rows of a table of the interpreted shape, and of either's hash map, at first."""
+_FIRST_ROWS = 32
+"""Rows of a table of the interpreted shape at first: a Reconstructor of a small trace should cost little."""
+
+_FIRST_SLOTS = 256
+"""Rows of either shape's hash map at first, a power of two."""
 
 
 class State(NamedTuple):
@@ -366,7 +369,7 @@ def _with_slots(state: State) -> State:
     if needed <= rows:
         return state
     entries = rows_of(state, "slots", rows)
-    rows = max(rows, 4096)
+    rows = max(rows, _FIRST_SLOTS)
     while rows < 2 * needed:
         rows *= 2
     if rows > CAPACITY["slots"]:
