@@ -67,8 +67,10 @@ def settled(s: State, i: int) -> bool:
     if x.path == NO_PATH and x.sent_at != NULL and not unmasked:
         return False  # Signalled, and nobody has taken it yet.
     unsent = (x.origin == RESIGNAL or x.origin == PENDING) and x.sent_at == NULL and x.path != HELD
-    if unsent and not x.lossy and s.devices[x.device].trigger != 0 and s.kinds[EVENTFD_SIGNAL] > 0:
-        return False  # The worker that signals it has not come yet (virqfd_inject).
+    if unsent and not x.lossy and s.kinds[EVENTFD_SIGNAL] > 0:
+        return False  # Its caller, or the worker that signals it (virqfd_inject), has not come to that yet.
+    if x.path == USERSPACE and x.taken_at == NULL and (s.kinds[EVENTFD_READ] > 0 or s.kinds[QEMU_INTERRUPT] > 0):
+        return False  # No irqfd took the signal, and QEMU has not yet (vfio_intx_interrupt).
     if x.acknowledged_at != NULL or x.doomed or x.unshown:
         return True
     if x.fresh and s.kinds[KVM_SET_IRQ_EXIT] > 0:

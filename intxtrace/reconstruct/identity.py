@@ -121,6 +121,7 @@ def learn_trigger(s: State, d: int, ctx: int) -> None:
     device = s.devices[d]
     if ctx != 0 and device.trigger != ctx:
         device.trigger = ctx
+        device.no_trigger = 0
         put(s, TAG_TRIGGER, ctx, 0, d)
 
 

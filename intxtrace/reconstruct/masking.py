@@ -159,7 +159,6 @@ def claim(s: State, d: int) -> int:
             if opened_at != NULL:
                 s.interrupts[before].unmasked_at = opened_at
                 s.interrupts[before].proof = CHECKED if device.proof_at != NULL else ASSUMED
-            device.masked_by = -1
         device.proof_at = NULL
     elif before >= 0:
         # It can only claim an unmasked line, so an unmask was missed.
@@ -169,7 +168,6 @@ def claim(s: State, d: int) -> int:
         elif s.kinds[UNMASK_ENTRY] == 0 and s.interrupts[before].path == KERNEL and device.line < 0:
             # irqfd_resampler_ack has unmasked it, after an EOI that could not be told from another VM's.
             s.interrupts[before].unshown = 1
-        device.masked_by = -1
     known = device.lost != 0 or device.mask_known != 0
     i = raise_masked(s, d, HARDWARE, device.handler_at)
     if device.handler_at == NULL and s.kinds[HANDLER_ENTRY] > 0:
@@ -220,7 +218,6 @@ def on_unmask_exit(s: State, e: Any) -> None:
         unmask(s, d, t, proof, e.ts)
     else:
         s.devices[d].noop_unmasks += 1
-    task.ack_at = NULL
     task.resampler_ack = 0
 
 
@@ -252,7 +249,6 @@ def forget_unmasks(s: State, d: int) -> None:
     device = s.devices[d]
     device.unmasks_open = 0
     device.unmasks_since += 1
-    device.proof_at = NULL
 
 
 def on_unmask_proof(s: State, e: Any, shared: int) -> None:
@@ -334,8 +330,9 @@ def refuse(s: State, d: int, t: int, ts: int) -> int:
     if parent < 0 and t != NULL:
         parent = headless_end(s, d, t, 0)
     resignal = parent >= 0 and (s.interrupts[parent].sent_at != NULL or s.interrupts[parent].headless != 0)
-    device.masked_by = -1
     child = raise_masked(s, d, RESIGNAL if resignal else PENDING, ts if resignal and t != NULL else NULL)
+    if device.no_trigger and s.kinds[EVENTFD_SIGNAL] > 0:
+        s.interrupts[child].path = HELD  # vfio_send_intx_eventfd has no eventfd to signal.
     if parent >= 0:
         s.interrupts[parent].refused_at = ts
         if resignal:

@@ -113,6 +113,7 @@ def set_irqs(s: State, e: Any, d: int) -> None:
         if e.arg0 == DATA_EVENTFD | ACTION_TRIGGER:
             if e.aux == NO_FD:
                 device.trigger = 0  # No eventfd: what comes is held.
+                device.no_trigger = 1
                 return
             moved = e.link != 0 and device.trigger != 0 and device.trigger != e.link
             learn_trigger(s, d, e.link)

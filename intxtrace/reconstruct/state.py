@@ -83,7 +83,8 @@ FIELDS: dict[str, tuple[str, ...]] = {
         "host_irq",
         "owner",  # tgid of the process that set its interrupts up
         "vm",  # row of vms, -1
-        "trigger",  # eventfd_ctx that vfio signals
+        "trigger",  # eventfd_ctx that vfio signals, 0 not known or none
+        "no_trigger",  # 1: none is set
         "resample",  # eventfd_ctx that unmasks
         "line",  # row of lines, -1: where its interrupts go in the guest
         "next_on_line",

@@ -122,6 +122,8 @@ class Device:
     owner: int = 0
     vm: Vm | None = None
     trigger: int = 0
+    no_trigger: bool = False
+    """None is set; otherwise `trigger` 0 is one that is not known."""
     resample: int = 0
     line: tuple[Vm, int] | None = None
     flight: list[Interrupt] = field(default_factory=list)
@@ -224,6 +226,7 @@ class Reference:
     def learn(self, d: Device, *, trigger: int = 0, resample: int = 0) -> None:
         if trigger and d.trigger != trigger:
             d.trigger = trigger
+            d.no_trigger = False
             self.triggers[trigger] = d
         if resample and d.resample != resample:
             d.resample = resample
@@ -288,7 +291,9 @@ class Reference:
         if x.path == "unknown" and x.sent is not None and not ended:
             return False
         unsent = x.origin in ("resignal", "pending") and x.sent is None and x.path != "held" and not x.lossy
-        if unsent and x.device.trigger and self.shows(Kind.EVENTFD_SIGNAL):
+        if unsent and self.shows(Kind.EVENTFD_SIGNAL):
+            return False
+        if x.path == "userspace" and x.taken is None and self.shows(Kind.EVENTFD_READ, Kind.QEMU_INTERRUPT):
             return False
         if x.acknowledged is not None or x.torn or x.acknowledged_unseen:
             return True
@@ -804,6 +809,8 @@ class Reference:
             child.parent = parent
         else:
             child = self.open_masked(d, "pending", None)
+        if d.no_trigger and self.shows(Kind.EVENTFD_SIGNAL):
+            child.path = "held"
         if parent:
             parent.refused = ts
         return child
@@ -998,6 +1005,7 @@ class Reference:
         if index == 0 and e.arg0 == SET_TRIGGER:
             if e.aux in (-1, 0xFFFFFFFF):
                 d.trigger = 0
+                d.no_trigger = True
                 return
             moved = 0 not in (e.link, d.trigger) and d.trigger != e.link
             self.learn(d, trigger=e.link)
