@@ -1,0 +1,53 @@
+"""A row is handed out by the event that closes it: `live` shows it then, and nothing that comes later changes it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from intxtrace.events import RECORD, Kind
+from intxtrace.reconstruct import Reconstructor
+from intxtrace.reconstruct.ending import awaited, settled
+from intxtrace.trace.tables import Tables
+from tests.golden.test_tracepoints import Points
+from tests.random_traces import make
+
+SEEDS = range(60)
+
+
+def late(records: np.ndarray[tuple[int], np.dtype[np.void]], tables: Tables) -> list[str]:
+    """Say after which events the oldest interrupt of a device was over, and still there."""
+    found = []
+    reconstructor = Reconstructor(tables, compile_from=len(records) + 1)
+    for event in records[records["ts"].argsort(kind="stable")]:
+        reconstructor.take(np.array([event], RECORD))
+        s = reconstructor._state
+        for d in range(s.machine[0].n_devices):
+            oldest = s.devices[d].head
+            if oldest >= 0 and settled(s, oldest) and not awaited(s, oldest):
+                found.append(f"{Kind(event['kind']).name} at {event['ts']}")
+    return found
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_of_random_traces(seed: int) -> None:
+    case = make(seed)
+    assert late(case.records, case.tables) == []
+
+
+def test_of_tracepoints() -> None:
+    t = Points()
+    a, b = t.pair()
+    for d in (a, b, a):
+        t.point_handler(d)
+        t.point_inject(d)
+        t.point_ack(d)
+        t.point_refused(d)
+        t.point_inject(d)
+        t.point_ack(d)
+    for d in (a, b):
+        t.point_handler(d)
+        t.point_inject(d)
+    t.point_ack(a, thread=500)
+    t.point_ack(b, thread=600)
+    assert late(t.records(), t.tables) == []
