@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from intxtrace.reconstruct.slots import slot_of
 from intxtrace.reconstruct.state import (
     NULL,
     TAG_DEVICE,
@@ -17,16 +18,6 @@ from intxtrace.reconstruct.state import (
     State,
 )
 from intxtrace.reconstruct.vocabulary import NO_STATE, NOTHING_SEEN, SYNTHETIC
-
-
-def slot_of(slots: Any, rows: int, tag: int, a: int, b: int) -> int:
-    """Return where a key is in the first `rows` of the hash map, or where it would go (linear probing)."""
-    mask = rows - 1
-    # Bits 32 and up of the product are the same in wrapping and in unbounded integers.
-    at = ((a ^ (b * 0x9E3779B1) ^ (tag << 56)) * 0x1E3779B97F4A7C15 >> 32) & mask
-    while slots[at].tag != 0 and (slots[at].a != a or slots[at].b != b or slots[at].tag != tag):
-        at = (at + 1) & mask
-    return at
 
 
 def find(s: State, tag: int, a: int, b: int) -> int:

@@ -15,6 +15,7 @@ import numpy as np
 
 from intxtrace.errors import IntxtraceError
 from intxtrace.events import RECORD, Kind
+from intxtrace.reconstruct.slots import slot_of
 
 HANDED_OUT = -2
 """Of `handler_interrupt`: the interrupt that the handler signalled has ended before the handler returned."""
@@ -384,8 +385,6 @@ def _with_slots(state: State) -> State:
 
 def _hashed(entries: np.ndarray[Any, Any], rows: int) -> np.ndarray[Any, Any]:
     """Make the rows of a hash map, a power of two."""
-    from intxtrace.reconstruct.identity import slot_of
-
     slots = _blank("slots", rows)
     for tag, a, b, value in entries[entries["tag"] != 0].tolist():
         slot = slots[slot_of(slots, rows, tag, a, b)]
