@@ -147,7 +147,10 @@ def on_handler_exit(s: State, e: Any) -> None:
 
 
 def claim(s: State, d: int) -> int:
-    """The handler claimed the line and masked it (pci_check_and_mask_intx, or disable_irq_nosync)."""
+    """The handler claimed the line and masked it (pci_check_and_mask_intx, or disable_irq_nosync).
+
+    The interrupt before may be settled by that; the caller hands it out.
+    """
     device = s.devices[d]
     before = device.masked_by
     device.claims += 1
@@ -174,7 +177,6 @@ def claim(s: State, d: int) -> int:
         begin_is_missing(s, i, known)
     device.lost = 0
     device.handler_interrupt = i
-    hand_out_settled(s, d)
     return i
 
 
