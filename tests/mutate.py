@@ -34,6 +34,7 @@ from tests.golden import (
     test_handing_out,
     test_interrupts,
     test_joins,
+    test_masking,
     test_reused_rows,
     test_rules,
     test_states,
@@ -46,10 +47,10 @@ from tests.unit import test_reconstruct
 
 MODULES = (
     *("masking", "signalling", "delivering", "setting_up", "ending"),
-    *("counting", "states", "identity", "machine", "tracepoints"),
+    *("counting", "states", "slots", "identity", "machine", "tracepoints"),
 )
 GOLDENS: tuple[ModuleType, ...] = (
-    *(test_interrupts, test_rules, test_reused_rows, test_handing_out),
+    *(test_interrupts, test_rules, test_masking, test_reused_rows, test_handing_out),
     *(test_joins, test_states, test_tracepoints),
 )
 SLOW = (test_rules.test_any_one_probe_may_be_missing,)
@@ -108,7 +109,7 @@ def breaks(function: ast.FunctionDef, operands: bool) -> Iterator[tuple[str, ast
             isinstance(node, ast.Return) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, bool)
         ):
             broken, its = copied(function, number)
-            its.value.value = not its.value.value
+            its.value = ast.Constant(ast.unparse(node) == "return False")
             yield f"flip: {ast.unparse(node)}", broken, node
         elif is_effect(node):
             broken, its = copied(function, number)

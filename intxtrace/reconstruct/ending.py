@@ -103,15 +103,17 @@ def hand_out_settled(s: State, d: int) -> None:
 
     Oldest first, so that a resignal's parent has its id when the resignal needs it.
     """
-    i = s.devices[d].head
-    while i >= 0 and settled(s, i) and not awaited(s, i):
+    device = s.devices[d]
+    i = device.head
+    while i >= 0:
+        over = settled(s, i)
+        if not over or awaited(s, i):
+            if device.in_flight <= MAX_IN_FLIGHT:
+                return
+            if not over:
+                s.interrupts[i].lossy = 1  # So many came after it, and its end was not seen.
         hand_out(s, d, SETTLED)
-        i = s.devices[d].head
-    while s.devices[d].in_flight > MAX_IN_FLIGHT:
-        # So many came after it, and its end was not seen.
-        i = s.devices[d].head
-        s.interrupts[i].lossy = 0 if settled(s, i) else 1
-        hand_out(s, d, SETTLED)
+        i = device.head
 
 
 def outcome_of(s: State, i: int, why: int) -> int:

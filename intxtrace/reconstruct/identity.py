@@ -248,4 +248,3 @@ def join_qemu(s: State, task: Any, e: Any, d: int) -> None:
     if task.qemu != 0:
         put(s, TAG_QEMU, task.qemu, e.tgid, d)
         s.devices[d].owner = e.tgid
-        task.qemu = 0

@@ -129,8 +129,8 @@ FIELDS: dict[str, tuple[str, ...]] = {
         "injecting",  # device whose line it raises now, -1
         "asserted",  # 1: kvm_set_irq has been called for that
         "taking",  # device whose eventfd QEMU has just read, -1
-        "qemu",  # VFIODevice of a QEMU call that waits for its kernel call, 0
-        "qemu_kind",
+        "qemu_kind",  # the QEMU call that waits for its kernel call, 0
+        "qemu",  # its VFIODevice, 0 if nothing is to be learned of it
         "qemu_at",
         "deassert_at",  # kvm_set_irq level 0, source 0
         "ack_at",  # guest EOI

@@ -9,6 +9,8 @@ from intxtrace.events import RECORD, Kind
 from intxtrace.reconstruct import Reconstructor
 from intxtrace.reconstruct.ending import awaited, settled
 from intxtrace.trace.tables import Tables
+from tests.golden.test_interrupts import one_device, without
+from tests.golden.test_reused_rows import kick
 from tests.golden.test_tracepoints import Points
 from tests.random_traces import make
 
@@ -50,4 +52,24 @@ def test_of_tracepoints() -> None:
         t.point_inject(d)
     t.point_ack(a, thread=500)
     t.point_ack(b, thread=600)
+    assert late(t.records(), t.tables) == []
+
+
+def test_of_an_msi_whose_end_no_probe_shows() -> None:
+    """`on_msi_set_irq`: nothing more is to come, for nothing shows that QEMU writes the resamplefd."""
+    t, d = one_device(without(Kind.QEMU_RESAMPLE_NOTIFY, Kind.EVENTFD_WRITE))
+    t.enable(d)
+    t.enable_kvm(d, resample=False)
+    kick(t, d, "msi")
+    assert late(t.records(), t.tables) == []
+
+
+def test_of_more_than_may_be_in_flight() -> None:
+    """`hand_out_settled`: what waited behind the one that was given up goes with it, if it is over."""
+    t, d = one_device()
+    t.handler(d)
+    t.qemu_takes(d)
+    t.qemu_eoi(d)
+    for _ in range(70):
+        t.emit(Kind.EVENTFD_WRITE, link=d.trigger, tid=7)
     assert late(t.records(), t.tables) == []

@@ -327,7 +327,8 @@ class Reference:
             while d.flight and self.over(d.flight[0]) and not self.awaited(d.flight[0]):
                 self.hand_out(d, "open")
             while len(d.flight) > MAX_IN_FLIGHT:
-                d.flight[0].lossy = not self.over(d.flight[0])
+                if not self.over(d.flight[0]):
+                    d.flight[0].lossy = True
                 self.hand_out(d, "open")
 
     def hand_out(self, d: Device, otherwise: str) -> None:
