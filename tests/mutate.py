@@ -31,12 +31,14 @@ from types import CodeType, FrameType, FunctionType, ModuleType
 from typing import Any
 
 from tests.golden import (
+    test_delivering,
     test_handing_out,
     test_interrupts,
     test_joins,
     test_masking,
     test_reused_rows,
     test_rules,
+    test_signalling,
     test_states,
     test_tracepoints,
 )
@@ -50,7 +52,7 @@ MODULES = (
     *("counting", "states", "slots", "identity", "machine", "tracepoints"),
 )
 GOLDENS: tuple[ModuleType, ...] = (
-    *(test_interrupts, test_rules, test_masking, test_reused_rows, test_handing_out),
+    *(test_interrupts, test_rules, test_masking, test_signalling, test_delivering, test_reused_rows, test_handing_out),
     *(test_joins, test_states, test_tracepoints),
 )
 SLOW = (test_rules.test_any_one_probe_may_be_missing,)

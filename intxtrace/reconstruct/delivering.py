@@ -270,13 +270,8 @@ def on_kvm_ack(s: State, e: Any) -> None:
     gsi = gsi_of_pin(e)
     if gsi == NULL:
         return
-    t = task_of(s, e)
-    task = s.tasks[t]
-    task.ack_at = e.ts
-    task.ack_vm = vm_of(s, e)
-    task.ack_gsi = gsi
-    task.resampler_ack = 0
-    line = line_of(s, task.ack_vm, gsi)
+    s.tasks[task_of(s, e)].resampler_ack = 0
+    line = line_of(s, vm_of(s, e), gsi)
     if line < 0:
         return
     d = s.lines[line].first

@@ -133,11 +133,11 @@ FIELDS: dict[str, tuple[str, ...]] = {
         "qemu",  # its VFIODevice, 0 if nothing is to be learned of it
         "qemu_at",
         "deassert_at",  # kvm_set_irq level 0, source 0
-        "ack_at",  # guest EOI
+        "resampler_ack",  # 1: the guest's EOI that it handles reached irqfd_resampler_ack
+        "ack_at",  # irqfd_resampler_ack
         "ack_vm",
         "ack_gsi",
         "acked",  # the one device that an EOI of an unnamed VM was for, -1
-        "resampler_ack",  # 1: that EOI reached irqfd_resampler_ack
         "notify_at",  # kvm_resample_fd_notify
         "exit_at",  # KVM_EXIT_IOAPIC_EOI
         "write_at",  # eventfd_write

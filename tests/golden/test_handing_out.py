@@ -9,6 +9,7 @@ from intxtrace.events import RECORD, Kind
 from intxtrace.reconstruct import Reconstructor
 from intxtrace.reconstruct.ending import awaited, settled
 from intxtrace.trace.tables import Tables
+from tests.dsl import DeviceHandle, Trace
 from tests.golden.test_interrupts import one_device, without
 from tests.golden.test_reused_rows import kick
 from tests.golden.test_tracepoints import Points
@@ -62,6 +63,29 @@ def test_of_an_msi_whose_end_no_probe_shows() -> None:
     t.enable_kvm(d, resample=False)
     kick(t, d, "msi")
     assert late(t.records(), t.tables) == []
+
+
+def test_of_an_injection_whose_return_was_not_recorded() -> None:
+    """`end_injection`: it is over when its worker injects for another device, or raises another line."""
+    for other_device in (True, False):
+        t = Trace()
+        vm = t.vm()
+        a, b = t.device(vm), t.device(vm, bdf="0000:02:00.0", gsi=22)
+        kick_known(t, a, "edge")
+        t.inject(a, irqfd="edge")
+        del t._rows[-3:]  # the return, and the line's fall
+        if other_device:
+            kick_known(t, b, "edge")
+            t.inject(b, irqfd="edge")
+        else:
+            t.emit(Kind.KVM_SET_IRQ, vm=vm.kvm, value=1, arg0=4, tgid=2, tid=vm.pid + 50)
+        assert late(t.records(), t.tables) == []
+
+
+def kick_known(t: Trace, d: DeviceHandle, irqfd: str) -> None:
+    """Kick a device whose trigger is known."""
+    t.enable(d)
+    kick(t, d, irqfd)
 
 
 def test_of_more_than_may_be_in_flight() -> None:

@@ -6,6 +6,7 @@ A row is taken again as soon as its interrupt is handed out (`masking.raise_inte
 from __future__ import annotations
 
 from intxtrace.events import Flag, Kind
+from intxtrace.reconstruct import Reconstructor
 from tests.dsl import DeviceHandle, Trace
 from tests.golden.test_interrupts import one_device, rows, story, without
 from tests.golden.test_tracepoints import Points
@@ -22,6 +23,33 @@ def missed_handler(t: Trace, d: DeviceHandle) -> None:
     """A handler that the kprobe missed: only the tracepoint shows it."""
     for kind in (Kind.HANDLER_ENTRY, Kind.HANDLER_EXIT):
         t.emit(kind, device=d.vdev, value=1, arg0=d.host_irq, flags=Flag.FALLBACK)
+
+
+def test_a_row_is_taken_again() -> None:
+    """However long the trace is, what is remembered is what is in flight."""
+    t, d = one_device()
+    for _ in range(20):
+        t.kernel_interrupt(d)
+    reconstructor = Reconstructor(t.tables)
+    reconstructor.take(t.records())
+    machine = reconstructor._state.machine[0]
+    assert (machine.n_interrupts, machine.n_live) == (1, 0)
+
+
+def test_that_the_handler_has_not_returned() -> None:
+    """The guest ended it before; now another device's, signalled and not yet taken by its irqfd, is in the row."""
+    t = Trace()
+    vm = t.vm()
+    a, b = t.device(vm), t.device(vm, bdf="0000:02:00.0", gsi=22)
+    t.kernel_interrupt(a)
+    returned = next(row for row in t._rows if row["kind"] == Kind.HANDLER_EXIT)
+    t._rows.remove(returned)
+    begin = len(t._rows)
+    t.handler(b, irqfd="resample")
+    entry, signal, wakeup, exit_ = t._rows[begin:]
+    t._rows[begin:] = [entry, signal, {**returned, "ts": signal["ts"]}, wakeup, exit_]
+    states = t.reconstruct().states
+    assert states[states["device"] == b.id]["state"].tolist() == ["kernel"]
 
 
 def test_refused() -> None:

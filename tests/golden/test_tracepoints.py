@@ -71,6 +71,10 @@ class Points(Trace):
         frame = self.reconstruct().interrupts
         return [{str(k): None if pd.isna(v) else v for k, v in row.items()} for row in frame.to_dict("records")]
 
+    def states(self, d: DeviceHandle) -> list[str]:
+        frame = self.reconstruct().states
+        return [str(state) for state in frame[frame["device"] == d.id]["state"]]
+
     def ended(self) -> dict[str, list[bool]]:
         """Of each device's interrupts: whether its EOI is known."""
         found: dict[str, list[bool]] = {}
@@ -91,6 +95,7 @@ def test_kernel_path() -> None:
     stages = [row[s] and (row[s] - T) // Trace.STEP for s in ("raised_at", "signalled_at", "injected_at", "eoi_at")]
     assert stages == [0, 1, 4, 6]
     assert row["gsi"] == 16
+    assert t.states(d) == ["kernel"]
     # The tracepoints show no unmask that returns 0.
     assert row["unmasked_at"] is None
 
@@ -101,6 +106,7 @@ def test_an_irqfd_without_resampler_is_the_hybrid_path() -> None:
     t.point_handler(d)
     t.point_inject(d, source=0)
     assert [row["path"] for row in t.rows()] == ["hybrid"]
+    assert t.states(d) == ["hybrid"]
 
 
 def test_resignal_is_the_queueing_of_virqfd_inject() -> None:
