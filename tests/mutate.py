@@ -38,6 +38,7 @@ from tests.golden import (
     test_masking,
     test_reused_rows,
     test_rules,
+    test_setting_up,
     test_signalling,
     test_states,
     test_tracepoints,
@@ -52,7 +53,8 @@ MODULES = (
     *("counting", "states", "slots", "identity", "machine", "tracepoints"),
 )
 GOLDENS: tuple[ModuleType, ...] = (
-    *(test_interrupts, test_rules, test_masking, test_signalling, test_delivering, test_reused_rows, test_handing_out),
+    *(test_interrupts, test_rules, test_reused_rows, test_handing_out),
+    *(test_masking, test_signalling, test_delivering, test_setting_up),
     *(test_joins, test_states, test_tracepoints),
 )
 SLOW = (test_rules.test_any_one_probe_may_be_missing,)

@@ -64,6 +64,8 @@ def on_set_irqs_entry(s: State, e: Any) -> None:
     """VFIO_DEVICE_SET_IRQS begins: what QEMU was doing tells which VFIODevice this vdev is."""
     d = device_of(s, e)
     device = s.devices[d]
+    if device.owner != 0 and device.owner != e.tgid:
+        device.virq_disabled = 0  # Opened anew (vfio_pci_core_disable); INTx that is enabled anew keeps it.
     device.owner = e.tgid
     t = task_of(s, e)
     task = s.tasks[t]
@@ -119,7 +121,6 @@ def set_irqs(s: State, e: Any, d: int) -> None:
             learn_trigger(s, d, e.link)
             device.mask_known = 1
             if device.state == OFF or device.state == NO_STATE or moved:
-                device.virq_disabled = 0
                 set_state(s, d, STATE_USERSPACE, ENABLED, 0, e.ts)
         elif e.arg0 == DATA_EVENTFD | ACTION_UNMASK:
             learn_resample(s, d, e.link)
@@ -183,12 +184,10 @@ def shut_down(s: State, d: int, reason: int, ts: int) -> None:
     while s.devices[d].head >= 0:
         hand_out(s, d, TORN_DOWN)
     device = s.devices[d]
-    device.masked_by = -1
     device.handler_at = NULL
     device.handler_interrupt = -1
     device.trigger = 0
     device.resample = 0
-    device.virq_disabled = 0
     forget_unmasks(s, d)
     if device.line >= 0:
         leave_line(s, d)
@@ -246,6 +245,7 @@ def on_device(s: State, e: Any, device_pids: Any) -> None:
     if e.value == 0:
         if d >= 0:
             shut_down(s, d, DEVICE_WENT, e.ts)
+            s.devices[d].virq_disabled = 0
         return
     if d >= 0 and s.devices[d].id >= 0 and s.devices[d].id != e.aux:
         shut_down(s, d, DEVICE_WENT, e.ts)  # The address belongs to another device now.
@@ -294,3 +294,4 @@ def vm_went(s: State, v: int, ts: int) -> None:
                 shut_down(s, d, VM_WENT, ts)
             device.vm = -1
             device.owner = 0
+            device.virq_disabled = 0

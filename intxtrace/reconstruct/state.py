@@ -71,6 +71,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
         "now",
         "window",  # begin of the counting window, NULL before the first event
         "lost",  # events lost in this window, of no known device
+        "injections",  # calls that raised a line: equal instants do not tell which came first
         "woken",  # the device whose irqfd was woken last, and on which CPU
         "woken_cpu",
         "out_interrupts",
@@ -170,7 +171,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
         "coalesced",
         "assumed",  # injected inside the wake-up, unless an irqfd_inject follows
         "msi",  # injected as an MSI: a split irqchip
-        "fresh",  # injected, and kvm_set_irq has not returned yet
+        "fresh",  # number of its injection while kvm_set_irq has not returned, else 0
         "doomed",  # its delivery was torn down before the guest acknowledged it
         "unshown",  # the guest acknowledged it, and no probe could show when
         "final",  # evidence that comes later is not to be trusted

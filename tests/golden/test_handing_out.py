@@ -9,7 +9,7 @@ from intxtrace.events import RECORD, Kind
 from intxtrace.reconstruct import Reconstructor
 from intxtrace.reconstruct.ending import awaited, settled
 from intxtrace.trace.tables import Tables
-from tests.dsl import DeviceHandle, Trace
+from tests.dsl import UNMASK_NONE, DeviceHandle, Trace
 from tests.golden.test_interrupts import one_device, without
 from tests.golden.test_reused_rows import kick
 from tests.golden.test_tracepoints import Points
@@ -86,6 +86,28 @@ def kick_known(t: Trace, d: DeviceHandle, irqfd: str) -> None:
     """Kick a device whose trigger is known."""
     t.enable(d)
     kick(t, d, irqfd)
+
+
+def test_of_a_refused_unmask_that_did_not_signal() -> None:
+    """`on_set_irqs_exit`: another thread has opened the line before the ioctl returned."""
+    t, d = one_device()
+    t.enable(d)
+    t.set_irqs_entry(d, UNMASK_NONE)
+    t.unmask(d, returned=1, tgid=d.vm.pid, tid=d.vm.main)
+    t.unmask(d, tid=7)
+    t.set_irqs_exit(d, UNMASK_NONE)
+    assert late(t.records(), t.tables) == []
+
+
+def test_of_a_probe_that_goes() -> None:
+    """`on_probe`: what it would have shown is not waited for."""
+    t, d = one_device()
+    t.handler(d, irqfd="resample")
+    t.inject(d)
+    t.guest_eoi(d)
+    row = next(probe.id for probe in t.tables.probes if probe.kinds == ["UNMASK_EXIT"])
+    t.emit(Kind.PROBE, aux=row, value=0)
+    assert late(t.records(), t.tables) == []
 
 
 def test_of_more_than_may_be_in_flight() -> None:

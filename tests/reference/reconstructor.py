@@ -58,6 +58,8 @@ class Interrupt:
     reentries: int | None = None
     being_raised: bool = False
     """kvm_set_irq(level 1) is running for it."""
+    raised_as: int = 0
+    """Which call that raised a line it was, counted."""
     injected_assumed: bool = False
     """Inside the wake-up, unless an irqfd_inject follows."""
     by_ioctl_of: int | None = None
@@ -161,6 +163,7 @@ class Reference:
         self.vm_of_pid: dict[int, Vm] = {}
         self.tasks: dict[tuple[int, int], Task] = defaultdict(Task)
         self.woken: tuple[Device, int] | None = None
+        self.raises = 0
         order = np.argsort(records["ts"], kind="stable")
         names = records.dtype.names or ()
         for values in records[order].tolist():
@@ -552,6 +555,8 @@ class Reference:
     def raise_line(self, x: Interrupt, with_another: bool, ts: int) -> None:
         x.injected = ts
         x.being_raised = True
+        self.raises += 1
+        x.raised_as = self.raises
         x.injected_assumed = False
         if with_another:
             x.coalesced = True
@@ -597,6 +602,8 @@ class Reference:
             for x in task.raising.flight:
                 if x.being_raised:
                     x.injected = e.ts
+                    self.raises += 1
+                    x.raised_as = self.raises
             return
         self.end_raising(task, None)
         if e.arg1 != 0:
@@ -682,7 +689,7 @@ class Reference:
         task.resampling = False
         line = self.on_line(self.vm(e), gsi)
         raised = [x for d in line for x in d.flight if x.being_raised and x.coalesced is None and x.eoi is None]
-        for x in sorted(raised, key=lambda x: x.injected or 0):
+        for x in sorted(raised, key=lambda x: x.raised_as):
             # The guest was quicker than the return of kvm_set_irq; was there another delivery that it ended?
             if not self.in_service(x):
                 x.coalesced = False
@@ -969,6 +976,8 @@ class Reference:
 
     def on_set_irqs_entry(self, e: Event) -> None:
         d = self.device(e)
+        if d.owner not in (0, e.tgid):
+            d.virq_disabled = False
         d.owner = e.tgid
         task = self.task(e)
         if e.arg1 & 0xFFFF:
@@ -1012,7 +1021,6 @@ class Reference:
             self.learn(d, trigger=e.link)
             d.mask_known = True
             if d.state in ("off", "unknown") or moved:
-                d.virq_disabled = False
                 self.set_state(d, "userspace", "INTx was enabled; QEMU has set up no irqfd", e.ts)
         elif index == 0 and e.arg0 == SET_RESAMPLE:
             self.learn(d, resample=e.link)
@@ -1064,7 +1072,6 @@ class Reference:
             self.hand_out(d, "cancelled")
         d.masked_by = d.handler = d.line = None
         d.trigger = d.resample = 0
-        d.virq_disabled = False
         d.unmasks.clear()
         self.set_state(d, "off", reason, ts)
 
@@ -1096,6 +1103,7 @@ class Reference:
         if e.value == 0:
             if d:
                 self.shut_down(d, "the device went", e.ts)
+                d.virq_disabled = False
             return
         if d and d.id is not None and d.id != e.aux:
             self.shut_down(d, "the device went", e.ts)
@@ -1134,6 +1142,7 @@ class Reference:
                     self.shut_down(d, "the VM went", ts)
                 d.vm = None
                 d.owner = 0
+                d.virq_disabled = False
 
 
 class Event:
