@@ -209,7 +209,7 @@ def test_an_address_may_be_of_another_device() -> None:
 
 def test_a_device_of_a_log_is_known_by_its_row_alone() -> None:
     """`on_device`: the source has no pointers, and a pointer may be any number."""
-    t, d = one_device()
+    t = Trace()
     log = {"flags": Flag.SYNTHETIC, "aux": 5, "value": 1, "arg0": parse_address("0000:05:00.0")}
     t.emit(Kind.DEVICE, device=5, **log)
     t.emit(Kind.DEVICE, device=6, **log)
