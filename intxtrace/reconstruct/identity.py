@@ -50,12 +50,10 @@ def new_device(s: State, e: Any) -> int:
     device.bdf = -1
     device.vm = -1
     device.line = -1
-    device.next_on_line = -1
     device.head = -1
     device.tail = -1
     device.masked_by = -1
     device.handler_at = NULL
-    device.proof_at = NULL
     device.handler_interrupt = -1
     device.trapped = -1
     device.state = NO_STATE
@@ -186,7 +184,6 @@ def leave_line(s: State, d: int) -> None:
             other = s.devices[other].next_on_line
         s.devices[other].next_on_line = s.devices[d].next_on_line
     s.devices[d].line = -1
-    s.devices[d].next_on_line = -1
 
 
 def device_of_irqfd(s: State, e: Any) -> int:

@@ -132,10 +132,12 @@ def on_handler_exit(s: State, e: Any) -> None:
     elif i != HANDED_OUT:
         if i < 0:
             # Claimed and not signalled: no trigger is set, or virq_disabled was set in between.
+            begun = device.handler_at != NULL or s.kinds[HANDLER_ENTRY] == 0
             i = claim(s, d)
-            if e.flags & FALLBACK:
+            if e.flags & FALLBACK or not begun:
                 # The kprobe missed the handler, and so the ones nested in it: a kprobe's hit inside of another one's is
-                # dropped (kprobe_int3_handler, reenter_kprobe).
+                # dropped (kprobe_int3_handler, reenter_kprobe). Or it began before the trace, or before events were
+                # lost: the signal may have come then.
                 s.interrupts[i].missed = 1
             elif s.kinds[EVENTFD_SIGNAL] > 0:
                 s.interrupts[i].path = HELD
@@ -189,11 +191,16 @@ def no_irqfd_took_it(s: State, i: int) -> None:
 
 
 def ioctl_did_not_signal(s: State, d: int, tid: int) -> None:
-    """An unmask by ioctl that found the line asserted returns: vfio_send_intx_eventfd came before, or never will."""
+    """An unmask by ioctl that found the line asserted returns: vfio_send_intx_eventfd came before, or never will.
+
+    Where events are known to be lost the path stays unknown (`setting_up.lose`). An event that was lost without a
+    LOST (no producer of ours does that) would be read as held: nothing tells the two apart.
+    """
     i = s.devices[d].head
     while i >= 0:
         x = s.interrupts[i]
-        if x.signaller == tid and x.sent_at == NULL and x.path == NO_PATH and s.kinds[EVENTFD_SIGNAL] > 0:
+        unsent = x.sent_at == NULL and not x.missed and s.kinds[EVENTFD_SIGNAL] > 0
+        if x.signaller == tid and unsent and x.path == NO_PATH:
             x.path = HELD
         i = x.next
 

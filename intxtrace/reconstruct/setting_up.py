@@ -35,6 +35,7 @@ from intxtrace.reconstruct.vocabulary import (
     DEVICE_WENT,
     DISABLED,
     ENABLED,
+    HELD,
     INTX_INDEX,
     IRQFD_FAILED,
     IRQFD_PLAIN,
@@ -45,6 +46,7 @@ from intxtrace.reconstruct.vocabulary import (
     MSIX_ENABLED,
     MSIX_INDEX,
     NO_FD,
+    NO_PATH,
     NO_STATE,
     OFF,
     QEMU_ENABLE,
@@ -219,6 +221,10 @@ def lose(s: State, d: int) -> None:
         x = s.interrupts[i]
         if not settled(s, i):
             x.lossy = 1
+            if x.sent_at == NULL:
+                x.missed = 1  # Its signal may be among what was lost,
+                if x.path == HELD:
+                    x.path = NO_PATH  # so it may not have been held.
         elif x.eoi_at == NULL or x.bar_open:
             x.bar_accesses = NULL
             x.reentries = NULL

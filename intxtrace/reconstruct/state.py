@@ -177,7 +177,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
         "final",  # evidence that comes later is not to be trusted
         "doubtful",  # EOIs of an unnamed VM that may have been for it
         "signaller",  # thread whose unmask ioctl is to signal it before it returns, 0
-        "missed",  # claimed, and what else happened in the handler no probe could see
+        "missed",  # its signal may have been missed: by a kprobe, before the trace, or with what was lost
         "headless",
         "lossy",
         "gsi",

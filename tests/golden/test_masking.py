@@ -197,3 +197,36 @@ def test_a_new_claim_proves_the_unmask_only_where_none_is_shown() -> None:
         t.inject(d)
         t.handler(d, irqfd="resample")
         assert rows(t)[0]["outcome"] == outcome
+
+
+def test_what_is_lost_may_be_the_signal_of_an_ioctl() -> None:
+    """`ioctl_did_not_signal`, `lose`: before or after the return of the ioctl, held is not known any more."""
+    for before in (True, False):
+        t, d = one_device()
+        t.enable(d)
+        t.set_irqs_entry(d, UNMASK_NONE)
+        t.unmask(d, returned=1, tgid=d.vm.pid, tid=d.vm.main)
+        if before:
+            t.lost()
+        t.set_irqs_exit(d, UNMASK_NONE)
+        if not before:
+            t.lost()
+        assert story(t) == [("unknown", "pending", "lossy")]
+        t.qemu_takes(d)
+        assert story(t) == [("userspace", "pending", "lossy")]
+
+
+def test_the_signal_of_a_handler_may_be_before_the_trace() -> None:
+    """`on_handler_exit`: the trace, or what was not lost of it, begins inside the handler."""
+    t, d = one_device()
+    t.emit(Kind.HANDLER_EXIT, device=d.vdev, value=1)
+    assert story(t) == [("unknown", "hardware", "headless")]
+    t, d = one_device()
+    t.enable(d)
+    t.emit(Kind.HANDLER_EXIT, device=d.vdev, value=1)
+    t.qemu_takes(d)
+    assert story(t) == [("userspace", "hardware", "lossy")]
+    t, d = one_device()
+    t.handler(d, signal=False)
+    t.lost()
+    assert story(t) == [("unknown", "hardware", "lossy")]

@@ -5,8 +5,10 @@ A row is taken again as soon as its interrupt is handed out (`masking.raise_inte
 
 from __future__ import annotations
 
+import pytest
+
 from intxtrace.events import Flag, Kind
-from intxtrace.reconstruct import Reconstructor
+from intxtrace.reconstruct import Reconstructor, state
 from tests.dsl import DeviceHandle, Trace
 from tests.golden.test_interrupts import one_device, rows, story, without
 from tests.golden.test_tracepoints import Points
@@ -34,6 +36,22 @@ def test_a_row_is_taken_again() -> None:
     reconstructor.take(t.records())
     machine = reconstructor._state.machine[0]
     assert (machine.n_interrupts, machine.n_live) == (1, 0)
+
+
+def test_of_threads_those_seen_last_are_kept() -> None:
+    """QEMU's main loop is in its handler while more threads pass by than are remembered."""
+    t, d = one_device()
+    t.enable(d)
+    t.handler(d)
+    called = t.now
+    t.emit(Kind.QEMU_INTERRUPT, device=d.qemu, tgid=d.vm.pid, tid=d.vm.main)
+    for tid in range(5000, 5200):
+        t.emit(Kind.USERSPACE_EXIT, value=26, tid=tid)
+        t.emit(Kind.USERSPACE_EXIT, value=26, tid=d.vm.main)
+    t.emit(Kind.EVENTFD_READ, link=d.trigger, value=8, tgid=d.vm.pid, tid=d.vm.main)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(state.CAPACITY, "tasks", 64)
+        assert [row["signalled_at"] for row in rows(t)] == [called]
 
 
 def test_that_the_handler_has_not_returned() -> None:

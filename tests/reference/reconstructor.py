@@ -69,6 +69,8 @@ class Interrupt:
     torn: bool = False
     """What would have acknowledged it is gone."""
     acknowledged_unseen: bool = False
+    signal_missed: bool = False
+    """Perhaps: its handler began before the trace, or events were lost."""
     counting_bars: bool = False
     nothing_more: bool = False
     headless: bool = False
@@ -436,8 +438,11 @@ class Reference:
         if e.value == 0:
             self.count(d, "unclaimed")
         elif d.handler is None or d.handler.interrupt is None:
+            begun = (d.handler and d.handler.entered is not None) or not self.shows(Kind.HANDLER_ENTRY)
             x = self.claim(d)
-            if self.shows(Kind.EVENTFD_SIGNAL):
+            if not begun:
+                x.signal_missed = True
+            elif self.shows(Kind.EVENTFD_SIGNAL):
                 x.path = "held"
         else:
             self.left_to_qemu(d.handler.interrupt, e.ts)
@@ -514,7 +519,7 @@ class Reference:
         candidates = [
             x
             for x in d.flight
-            if (x.sent is not None or not signal_is_needed)
+            if (x.sent is not None or x.signal_missed or not signal_is_needed)
             and x.woken is None
             and x.taken is None
             and not x.torn
@@ -874,7 +879,7 @@ class Reference:
         return [
             x
             for x in d.flight
-            if (x.sent is not None or (not self.shows(Kind.EVENTFD_SIGNAL) and x.path != "held"))
+            if (x.sent is not None or x.signal_missed or (not self.shows(Kind.EVENTFD_SIGNAL) and x.path != "held"))
             and x.woken is None
             and x.taken is None
             and not x.torn
@@ -1004,7 +1009,7 @@ class Reference:
             self.left_to_qemu(d.flight[-1], e.ts)
         if self.task(e).irqs_flags & SetIrqs.ACTION_UNMASK and self.shows(Kind.EVENTFD_SIGNAL):
             for x in d.flight:
-                if x.by_ioctl_of == e.tid and x.sent is None and x.path == "unknown":
+                if x.by_ioctl_of == e.tid and x.sent is None and not x.signal_missed and x.path == "unknown":
                     x.path = "held"
         self.task(e).irqs_flags = 0
         if e.value >= 0:
@@ -1090,6 +1095,9 @@ class Reference:
             for x in each.flight:
                 if not self.over(x):
                     x.lossy = True
+                    if x.sent is None:
+                        x.signal_missed = True
+                        x.path = "unknown" if x.path == "held" else x.path
                 elif x.eoi is None or x.counting_bars:
                     x.bar_accesses = x.reentries = None
                     x.nothing_more = True
