@@ -223,11 +223,9 @@ def task_of(s: State, e: Any) -> int:
         task.taking = -1
         task.acked = -1
         task.deassert_at = NULL
-        task.ack_at = NULL
         task.notify_at = NULL
         task.exit_at = NULL
         task.write_at = NULL
-        task.set_irqs_device = -1
         put(s, TAG_TASK, e.tid, b, t)
     s.tasks[t].seen_at = e.ts
     return t

@@ -5,7 +5,7 @@ kvm_set_irq and kvm_notify_acked_irq are in virt/kvm/irqchip.c, ioapic_service i
 
 from __future__ import annotations
 
-from intxtrace.events import Kind
+from intxtrace.events import Flag, Kind
 from tests.golden.test_interrupts import one_device, rows, story, without
 from tests.golden.test_tracepoints import Points
 
@@ -59,3 +59,13 @@ def test_an_eoi_that_no_resampler_takes_is_another_one() -> None:
     t.emit(Kind.KVM_ACK, vm=d.vm.kvm, arg0=9, arg1=2, **task)
     t.unmask(d, **task)
     assert story(t) == [("unknown", "unknown", "headless")]
+
+
+def test_a_clock_may_begin_at_zero() -> None:
+    """`task_of`: a thread that did nothing yet has acknowledged nothing, whatever the time is."""
+    t, d = one_device()
+    t.handler(d, irqfd="msi")
+    t.emit(Kind.VIRQFD_WAKEUP, device=d.vdev, link=d.resample, value=1, flags=Flag.IN_EVENTFD_WRITE, tid=77)
+    for row in t._rows:
+        row["ts"] = 0
+    assert [(row["acknowledged_at"], row["eoi_at"]) for row in rows(t)] == [(None, None)]

@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from intxtrace.events import RECORD, Kind
+from intxtrace.events import RECORD, Kind, Work
 from intxtrace.reconstruct import Reconstructor
 from intxtrace.reconstruct.ending import awaited, settled
 from intxtrace.trace.tables import Tables
 from tests.dsl import UNMASK_NONE, DeviceHandle, Trace
 from tests.golden.test_interrupts import one_device, without
 from tests.golden.test_reused_rows import kick
-from tests.golden.test_tracepoints import Points
+from tests.golden.test_tracepoints import TRACEPOINTS, Points
 from tests.random_traces import make
 
 SEEDS = range(60)
@@ -53,6 +53,40 @@ def test_of_tracepoints() -> None:
         t.point_inject(d)
     t.point_ack(a, thread=500)
     t.point_ack(b, thread=600)
+    assert late(t.records(), t.tables) == []
+
+
+def known_work(t: Points) -> tuple[DeviceHandle, DeviceHandle]:
+    """Two devices whose work items are known, and which have nothing in flight that the line is masked for."""
+    both = t.pair()
+    for d in both:
+        t.point_handler(d)
+        t.point_inject(d)
+        t.point_ack(d)
+    return both
+
+
+def test_of_tracepoints_of_a_kick() -> None:
+    """`on_ack_of_unnamed_vm`, `doubt`: the line is not masked, so the guest's EOI is the last word."""
+    for devices in (1, 2):
+        t = Points()
+        both = known_work(t)
+        for d in both[:devices]:
+            t.work(Kind.WORK_QUEUED, d, Work.IRQFD_INJECT, tid=7)
+            t.point_inject(d)
+        for d in both[:devices]:
+            t.point_ack(d, thread=500 + d.id)
+        assert late(t.records(), t.tables) == []
+
+
+def test_of_a_worker_that_goes_on_to_another_device() -> None:
+    """`on_work_started`: the return of kvm_set_irq was not recorded; no probe shows the end of an edge irqfd."""
+    t = Points((*TRACEPOINTS, Kind.KVM_SET_IRQ_EXIT))
+    a, b = known_work(t)
+    for d in (a, b):
+        t.work(Kind.WORK_QUEUED, d, Work.IRQFD_INJECT, tid=7)
+    t.point_inject(a, source=0)
+    t.point_inject(b, source=0)
     assert late(t.records(), t.tables) == []
 
 
