@@ -49,8 +49,8 @@ def import_(
     if quiet:
         return
     note(f"read {text.lines:,} lines, wrote {events:,} events to {output} ({size:,} bytes)")
-    if text.unreadable:
-        note(f"{text.unreadable:,} events were left out: their text is not as their name promises")
+    for name, count in text.unreadable.items():
+        note(f"{count:,} {name} events were left out: an argument is missing that intxtrace needs")
     if not events:
         note("none of them is of an INTx interrupt: record with the probes of the kernel path")
 
