@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +13,13 @@ from intxtrace.importers.scan import NEWLINE, PAD
 
 BLOCK = 1 << 20
 """Bytes read at once: their columns stay in a CPU's cache."""
+
+
+class Readable(Protocol):
+    """What can be read: at most so many bytes, none at the end."""
+
+    def read(self, size: int, /) -> bytes:
+        """Read."""
 
 
 class Block(NamedTuple):
@@ -27,7 +34,7 @@ class Block(NamedTuple):
 class Blocks:
     """Reads whole lines."""
 
-    def __init__(self, stream: BinaryIO) -> None:
+    def __init__(self, stream: Readable) -> None:
         self._stream = stream
 
     def __iter__(self) -> Iterator[Block]:

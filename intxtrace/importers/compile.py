@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from intxtrace.importers import ftrace_scan, scan
+from intxtrace.importers import ftrace_scan, qemu_scan, scan
 
 LOAD_FROM = 2 << 20
 """Bytes of text from which on loading a compiled scanner is worth its time."""
@@ -15,7 +15,7 @@ LOAD_FROM = 2 << 20
 COMPILE_FROM = 16 << 20
 """Bytes from which on compiling it is, the first time on a machine."""
 
-_SCANNERS = {ftrace_scan.scan: ftrace_scan}
+_SCANNERS = {ftrace_scan.scan: ftrace_scan, qemu_scan.scan: qemu_scan}
 """A scanner, and its module; both run with the functions of `scan`."""
 
 _compiled: dict[Any, Any] = {}

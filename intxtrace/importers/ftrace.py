@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -30,7 +29,7 @@ import numpy.typing as npt
 from intxtrace.errors import IntxtraceError
 from intxtrace.events import RECORD, Flag, Kind
 from intxtrace.importers import ftrace_scan
-from intxtrace.importers.blocks import Blocks
+from intxtrace.importers.blocks import Blocks, Readable
 from intxtrace.importers.compile import Scanner
 from intxtrace.importers.ftrace_devices import MAX_ROWS, Additions, Devices, add, distinct, inserted
 from intxtrace.importers.ftrace_dialect import (
@@ -62,6 +61,7 @@ from intxtrace.importers.ftrace_scan import (
     ROW_COLUMNS,
     THREADED,
 )
+from intxtrace.importers.scan import NEWLINE, PAD
 from intxtrace.trace.metadata import Metadata
 from intxtrace.trace.tables import Probe, Tables
 
@@ -92,6 +92,18 @@ _LOST = (
 _WRITTEN = re.compile(rb"# entries-in-buffer/entries-written: (\d{1,18})/(\d{1,18})\s")
 
 
+MAX_LOOKED_AT = 5000
+"""Lines that are looked at to find out whether a text is of ftrace."""
+
+
+def looks_like_ftrace(text: bytes) -> bool:
+    """Whether one of the first lines of a text is an event of ftrace, whichever."""
+    data = text + b"\n" * PAD
+    stops = np.flatnonzero(np.frombuffer(data, np.uint8)[: len(text)] == NEWLINE)[:MAX_LOOKED_AT].tolist()
+    begins = [0, *(stop + 1 for stop in stops)]
+    return any(ftrace_scan.head(data, begin, stop)[0] >= 0 for begin, stop in zip(begins, stops, strict=False))
+
+
 class FtraceText:
     """A recording as ftrace's text, or what resembles it.
 
@@ -100,6 +112,7 @@ class FtraceText:
         name: what to call it in errors.
         command_line: the command that imports it, for the metadata.
         mapped: event's name in the text -> kind of events that it is, see `ftrace_dialect.dialect`.
+        what: what the recording was, for the metadata.
 
     Raises:
         IntxtraceError: it is no such text; there is no such kind.
@@ -107,16 +120,19 @@ class FtraceText:
 
     def __init__(
         self,
-        stream: BinaryIO,
+        stream: Readable,
         name: str,
         command_line: list[str] | None = None,
         mapped: dict[str, str] | None = None,
+        what: str = "ftrace text",
     ) -> None:
         self.tables = Tables()
         self.lines = 0
         """Lines read."""
         self.unreadable: dict[str, int] = {}
         """Events whose text lacks what their name promises, by name; they are left out."""
+        self.late = 0
+        """Events whose time had to be changed: none."""
         self._blocks = Blocks(stream)
         self._mapped = mapped
         self._seen: set[int] = set()
@@ -138,18 +154,21 @@ class FtraceText:
         self._fields = np.empty((len(FIELDS), ROWS), np.int64)
         self._remarks = np.empty(REMARKS, np.int64)
         self._parts = self._read()
-        first = next(self._parts, None)
-        self._first = first
+        self._first: list[npt.NDArray[np.void]] = []
+        for part in self._parts:
+            self._first += [part] if len(part) else []
+            if self._found:
+                break
         if not self._found:
             raise IntxtraceError(
                 f"{name} is no ftrace text of a kernel-path recording: no line is one of its events; "
                 "import what /sys/kernel/tracing/trace or trace_pipe printed"
             )
-        self.metadata = Metadata(
+        self.metadata: Metadata = Metadata(
             clock="none" if self._ticks else "monotonic",
             command_line=command_line or [],
             extra={
-                "imported_from": "ftrace text",
+                "imported_from": what,
                 "clock_note": "a trace_clock that counts events or cycles: it only orders"
                 if self._ticks
                 else "the text does not name its trace_clock: timestamps are taken as ns of one clock",
@@ -158,9 +177,8 @@ class FtraceText:
 
     def __iter__(self) -> Iterator[npt.NDArray[np.void]]:
         """Hand out the events, block by block, with `tables` grown to what they name."""
-        if self._first is not None:
-            yield self._first
-            self._first = None
+        yield from self._first
+        self._first.clear()
         yield from self._parts
 
     def _read(self) -> Iterator[npt.NDArray[np.void]]:
@@ -230,6 +248,8 @@ class FtraceText:
             source = SOURCES[number]
             if number in self._seen:
                 continue
+            if number == ID["irq_handler_entry"] and not (ids == ID["irq_handler_exit"]).any():
+                continue  # Alone it does not tell whose interrupt it was, and is not handed out.
             self._seen.add(number)
             if source.kind is not None:
                 self.tables.probes.append(

@@ -19,6 +19,7 @@ from intxtrace.events import INTX_INDEX, Flag, Kind, Work
 from intxtrace.importers.ftrace_scan import (
     AS_BYTE,
     AS_CONSTANT,
+    AS_FUNCTION,
     AS_HEX,
     AS_KNOWN_WORD,
     AS_NAME,
@@ -236,7 +237,7 @@ SOURCES = (
         "kvm_set_irq",
         Kind.KVM_SET_IRQ,
         Call.KVM_SET_IRQ,
-        (*_told(arg0="gsi", value="level", arg1="source"), Arg("arg1", "irq_source_id=")),
+        (*_told(arg0="gsi", value="level", arg1="source"), Arg("arg1", "irq_source_id="), Arg("arg1", "src=")),
         fallback=_TP,
         target="kvm:kvm_set_irq",
     ),
@@ -278,7 +279,7 @@ SOURCES = (
             name,
             kind,
             # The pointer is hashed by `%p`, so it joins with nothing but itself; early in a boot it is not even that.
-            args=(*_told(AS_HEX, link="struct"), Arg("link", "work=", AS_HEX), *_told(AS_WORD, value="function")),
+            args=(*_told(AS_HEX, link="struct"), Arg("link", "work=", AS_HEX), *_told(AS_FUNCTION, value="function")),
             optional=("link",),
             fallback=_TP,
             target=f"workqueue:{name}",

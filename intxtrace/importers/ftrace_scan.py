@@ -51,7 +51,17 @@ COUNTS = 5
 
 # How an argument is read: columns of `keys`.
 K_HASH, K_FIELD, K_HOW, K_CONSTANT = 0, 1, 2, 3
-AS_NUMBER, AS_HEX, AS_WORD, AS_KNOWN_WORD, AS_CONSTANT, AS_VFIO_NAME, AS_NAME, AS_BYTE = 0, 1, 2, 3, 4, 5, 6, 7
+AS_NUMBER, AS_HEX, AS_WORD, AS_KNOWN_WORD, AS_CONSTANT, AS_VFIO_NAME, AS_NAME, AS_BYTE, AS_FUNCTION = (
+    0,
+    1,
+    2,
+    3,
+    4,
+    5,
+    6,
+    7,
+    8,
+)
 
 # Columns of `names`.
 N_HASH, N_ID, N_FIRST, N_LAST, N_REQUIRED, N_HARD = 0, 1, 2, 3, 4, 5
@@ -326,7 +336,7 @@ def arguments(
                         read = vfio_address(text, at, how == AS_NAME)
                         end = at + 1
                     else:
-                        read, end = word(text, at, words, how == AS_KNOWN_WORD)
+                        read, end = word(text, at, words, how)
                     if end > at:
                         seen |= 1 << keys[K_FIELD, key]
                         wanted &= ~(1 << keys[K_FIELD, key])
@@ -337,10 +347,13 @@ def arguments(
     return seen
 
 
-def word(text: Any, at: int, words: Any, strict: bool) -> tuple[int, int]:
-    """Read an argument that is a word, or its number; a word that is not known is 0, or with `strict` nothing."""
+def word(text: Any, at: int, words: Any, how: int) -> tuple[int, int]:
+    """Read an argument that is a word, or its number; one that is not known is 0, or as AS_KNOWN_WORD nothing.
+
+    A function's number is its address, which tells nothing here.
+    """
     if 48 <= text[at] <= 57:
-        return number(text, at)
+        return (0, at) if how == AS_FUNCTION else number(text, at)
     begin = at
     value = 0
     while is_word(text[at]):
@@ -349,7 +362,7 @@ def word(text: Any, at: int, words: Any, strict: bool) -> tuple[int, int]:
     for known in range(words.shape[1]):
         if words[0, known] == value:
             return words[1, known], at
-    return 0, begin if strict else at + 1
+    return 0, begin if how == AS_KNOWN_WORD else at + 1
 
 
 def vfio_address(text: Any, at: int, quoted: bool) -> int:

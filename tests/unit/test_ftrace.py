@@ -289,7 +289,7 @@ def recording(tmp_path: Path) -> Path:
 def test_import(recording: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "a.intx"
     assert main(["import", str(recording), "-o", str(out)]) == 0
-    assert capsys.readouterr().err.startswith("intxtrace: read 118 lines, wrote 72 events to ")
+    assert capsys.readouterr().err.startswith("intxtrace: ftrace text: read 118 lines, wrote 72 events to ")
     assert stat.S_IMODE(out.stat().st_mode) == 0o600
     trace = open_trace(out)
     assert trace.interrupts["origin"].tolist() == ["hardware", "resignal"] * 2
@@ -321,7 +321,7 @@ def test_import_says_what_is_wrong(
     other.write_text("no trace\n")
     for arguments, expected in (
         ([str(recording)], "run.ftrace.intx exists; choose another name, or overwrite it with --force"),
-        ([str(other)], "is no ftrace text of a kernel-path recording"),
+        ([str(other)], "is no recording that intxtrace knows"),
         ([str(tmp_path / "none")], "no such file or folder"),
         ([str(tmp_path), "-o", "x.intx"], "is a folder"),
         (["-"], "name the trace file with -o"),
