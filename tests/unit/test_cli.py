@@ -72,7 +72,7 @@ def renders(monkeypatch: pytest.MonkeyPatch, stand_in: None) -> None:
     """Stand-ins for the analysis and render rooms: they count."""
 
     class Analysis:
-        def __init__(self, metadata: Any, tables: Tables) -> None:
+        def __init__(self, metadata: Any, tables: Tables, options: Any = None) -> None:
             self.found = {"interrupts": 0, "devices": len(tables.devices)}
 
         def add(self, interrupts: pd.DataFrame, states: pd.DataFrame, counters: pd.DataFrame) -> None:
@@ -81,14 +81,14 @@ def renders(monkeypatch: pytest.MonkeyPatch, stand_in: None) -> None:
         def finish(self, begin_at: int, end_at: int) -> dict[str, int]:
             return {**self.found, "ns": end_at - begin_at}
 
-    def module(**functions: Callable[..., Any]) -> types.SimpleNamespace:
+    def module(**functions: Any) -> types.SimpleNamespace:
         return types.SimpleNamespace(**functions)
 
     monkeypatch.setattr("intxtrace.analysis.Analysis", Analysis, raising=False)
     monkeypatch.setattr("intxtrace.analysis.interrupt_rows", lambda rows: rows["id"].tolist(), raising=False)
     rooms = {
         "json": module(summary=lambda found: json.dumps(found) + "\n", interrupts=lambda rows: json.dumps(rows) + "\n"),
-        "html": module(write_report=lambda found: f"<html>{found['interrupts']}</html>"),
+        "html": module(WINDOWS=8, write_report=lambda found: f"<html>{found['interrupts']}</html>"),
         "text": module(
             print_summary=lambda found, console: console.print(found["interrupts"]),
             print_interrupts=lambda rows, console, begin_at: console.print(len(rows)),
@@ -341,6 +341,45 @@ def test_report_is_named_after_the_trace_and_private(
     assert capsys.readouterr().out == "wrote a.html (15 bytes)\n"
     assert (folder / "a.html").read_text() == "<html>51</html>"
     assert stat.S_IMODE((folder / "a.html").stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize("found", [True, False])
+def test_report_opens_in_the_browser(
+    trace: Path, renders: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, found: bool
+) -> None:
+    monkeypatch.chdir(trace.parent)
+    asked: list[str] = []
+
+    def browser(address: str) -> bool:
+        asked.append(address)
+        return found
+
+    monkeypatch.setattr("webbrowser.open", browser)
+    assert main(["report", str(trace), "--open"]) == 0
+    assert asked == [(trace.parent / "a.html").as_uri()]
+    assert ("found no web browser" in capsys.readouterr().err) == (not found)
+    assert main(["report", str(trace), "--force"]) == 0
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize("where", ["os.write", "intxtrace.render.html.write_report"])
+def test_an_interrupted_report_leaves_no_half_file(
+    trace: Path,
+    renders: None,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    where: str,
+) -> None:
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    target = tmp_path / "r.html"
+    with monkeypatch.context() as patch:
+        patch.setattr(where, interrupt)
+        assert main(["report", str(trace), "-o", str(target)]) == 130
+    assert not target.exists()
+    assert capsys.readouterr() == ("", "")
 
 
 def test_version() -> None:

@@ -183,7 +183,7 @@ def test_page_escapes_names_and_fetches_nothing(hostile: Summary) -> None:
     tags = Page(page).tags
     assert not [tag for tag, _ in tags if tag in ("img", "iframe", "object", "embed", "base", "form")]
     assert [attributes for tag, attributes in tags if tag == "script"] == [
-        {"type": "application/json", "id": "data"}, {}, {},
+        {"type": "application/json", "id": "data"}, {"type": "text/plain", "id": "plotly"}, {},
     ]  # fmt: skip
     for _, attributes in tags:
         assert not [name for name in attributes if name.startswith("on") or name == "src"]
@@ -194,7 +194,7 @@ def test_page_escapes_names_and_fetches_nothing(hostile: Summary) -> None:
 def test_data_in_the_page_cannot_end_its_script(hostile: Summary) -> None:
     _, data = html._figures(hostile)
     assert "<" not in data
-    assert json.loads(data)["devices"][0]["paths"]
+    assert json.loads(data)["devices"][0]["whole"]
 
 
 def test_page_data_do_not_grow_with_the_trace() -> None:
