@@ -282,7 +282,8 @@
         type: "scatter", mode: "lines", x: curve.map(([at]) => at), y: curve.map(([, n]) => -Math.log10(1 - n / total)),
         yaxis: "y2", line: { color: tint, width: 1.2 }, hoverinfo: "skip",
       });
-      const marks = PERCENTILES.filter(([place]) => measures[measure][place] !== null);
+      // Of few interrupts, a high percentile is the maximum under another name.
+      const marks = PERCENTILES.filter(([place, q]) => measures[measure][place] !== null && total * (1 - q) > 0.999);
       top = Math.max(top, ...marks.map(([, q]) => -Math.log10(1 - q)));
       traces.push({
         type: "scatter", mode: "markers", x: marks.map(([place]) => Math.log10(Math.max(measures[measure][place], 1))),
