@@ -254,7 +254,10 @@ class PathFigures:
 
 @dataclass(frozen=True)
 class Slowdown:
-    """A stretch of time, of whole bins of the figures, in each of which at least a tenth of the interrupts was slow."""
+    """A stretch of time, of whole bins of the figures, in each of which at least a tenth of the interrupts was slow.
+
+    At least two were.
+    """
 
     begin_at: int
     end_at: int

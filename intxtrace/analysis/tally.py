@@ -37,7 +37,9 @@ _CELLS = len(PATHS) * _HEIGHTS
 SLOW_TIMES = 3
 """So many times the median masked time is slow; the threshold is the next edge of a cell of the density."""
 SLOW_SHARE = 0.1
-"""Where at least this share of the interrupts of a bin of time were slow, the time was."""
+"""Where at least this share of the interrupts of a bin of time were slow, the time was …"""
+SLOW_LEAST = 2
+"""… if there were so many: one slow interrupt is just that."""
 SLOWDOWNS_KEPT = 20
 
 INTERVALS_KEPT = 200
@@ -348,6 +350,7 @@ class DeviceTally:
         found = [
             replace(one, begin_at=max(one.begin_at, axis.windows[0]), end_at=min(one.end_at, axis.windows[-1]))
             for one in found
+            if one.slow >= SLOW_LEAST
         ]
         largest = sorted(found, key=lambda one: (-one.slow, one.begin_at))[:SLOWDOWNS_KEPT]
         return results.Slowdowns(math.ceil(10 ** (edge / DENSITY_PER_DECADE)), len(found), tuple(largest))

@@ -54,12 +54,12 @@ DEFINITIONS = (
     ("Re-entry", "the guest acknowledged the interrupt, and took it again, before QEMU's end of interrupt."),
     (
         "Burst",
-        "a stretch with more interrupts than a rate, for at least a time: 10,000/s for 10 ms, unless others were chosen.",
+        "a stretch with more interrupts than a rate, for at least a time: 10,000/s for 10 ms, if no other was chosen.",
     ),
     (
         "Slow time",
         "bins of time in each of which at least a tenth of the device's interrupts was masked some three times as long "
-        "as its median, or longer. It may be another path, or a stall.",
+        "as its median, or longer (two interrupts at least). It may be another path, or a stall.",
     ),
     (
         "Percentile",

@@ -230,6 +230,13 @@ def test_slow_times_are_where_a_tenth_is_three_times_the_median() -> None:
         assert one.slow < one.interrupts
 
 
+def test_one_slow_interrupt_is_no_slow_time() -> None:
+    frame = interrupts(200, phases=STEADY, strays=0)
+    frame["masked_ns"] = frame["masked_ns"].where(frame["masked_ns"].isna(), 20_000)
+    frame["masked_ns"] = frame["masked_ns"].mask(frame["id"].isin([60, 140]), 900_000)
+    assert summarise(only(frame)).devices[0].slowdowns.count == 0
+
+
 def test_an_even_latency_has_no_slow_times() -> None:
     frame = interrupts(500)
     frame["masked_ns"] = frame["masked_ns"].where(frame["masked_ns"].isna(), 20_000)

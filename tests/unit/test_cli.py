@@ -382,6 +382,15 @@ def test_an_interrupted_report_leaves_no_half_file(
     assert capsys.readouterr() == ("", "")
 
 
+def test_a_terminal_without_utf8_gets_other_characters(tmp_path: Path) -> None:
+    trace = Path(__file__).parents[1] / "traces" / "userspace-6.1.intx"
+    shown = run("summary", str(trace), env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert shown.stdout.isascii()
+    assert "us/" in shown.stdout
+    assert "#" in shown.stdout
+
+
 def test_version() -> None:
     assert run("--version").stdout == f"intxtrace {intxtrace.__version__}\n"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import re
 from html.parser import HTMLParser
@@ -130,6 +131,34 @@ def test_summary_fits_80_columns(found: Summary, hostile: Summary) -> None:
         tables_only = [line for line in lines if re.match(r"(kernel|userspace|hybrid|held|all) ", line)]
         assert tables_only
         assert not any("…" in line for line in tables_only)
+
+
+def test_histograms_show_every_measured_interrupt(found: Summary) -> None:
+    screen = console(100)
+    print_summary(found, screen)
+    text = printed(screen)
+    for device, part in zip(found.devices, re.split(r"\n(?=[a-z ]+: VM )", text)[1:], strict=True):
+        _, _, histogram = part.partition("\nfrom ")
+        if not device.counts.total:
+            assert histogram == ""
+            continue
+        header, *lines = histogram.splitlines()
+        rows = list(itertools.takewhile(lambda line: not line.startswith("  "), lines))
+        paths = header.split()
+        sums = dict.fromkeys(paths, 0)
+        for row in rows:
+            assert ("█" in row) == any(char.isdigit() and char != "0" for char in row[8:])
+            for path, (begin, end) in zip(paths, columns(header, paths), strict=True):
+                sums[path] += int(row[begin:end].replace(",", "").strip() or 0)
+        assert sums == {p.path: p.masked_ns.count for p in device.latency if p.path in paths}
+        assert sum(sums.values()) == device.latency[-1].masked_ns.count
+        assert 2 <= len(rows) <= 12
+
+
+def columns(header: str, names: list[str]) -> list[tuple[int, int]]:
+    """Where the columns of a table begin and end, of which the header (without `from `) says where they end."""
+    ends = [header.index(name) + len(name) + len("from ") for name in names]
+    return list(zip([ends[0] - 6, *ends], ends, strict=False))
 
 
 def test_color_only_on_a_terminal(found: Summary, monkeypatch: pytest.MonkeyPatch) -> None:
