@@ -222,17 +222,20 @@
     return hex + Math.round(alpha * 255).toString(16).padStart(2, "0");
   }
 
-  function logTicks(axis, low, high) {
-    axis.tickvals = [];
-    axis.ticktext = [];
-    const powers = Math.ceil(high) - Math.floor(low);
-    for (let power = Math.floor(low); power <= Math.ceil(high); power++) {
-      for (const step of powers > 2 ? [1] : [1, 2, 5]) {
-        axis.tickvals.push(power + Math.log10(step));
-        axis.ticktext.push(duration(step * Math.pow(10, power)).replace(/\.0+ /, " ").replace(/(\.\d*?)0+ /, "$1 "));
+  // An axis of durations from 10^low to 10^high ns, at least half a decade long.
+  function logAxis(low, high, more) {
+    const missing = Math.max(0, 0.5 - (high - low)) / 2;
+    const range = [low - missing, high + missing];
+    const decades = range[1] - range[0];
+    const steps = decades > 2 ? [1] : decades > 0.8 ? [1, 2, 5] : [1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9];
+    const tickvals = [], ticktext = [];
+    for (let power = Math.floor(range[0]); power <= Math.ceil(range[1]); power++) {
+      for (const step of steps) {
+        tickvals.push(power + Math.log10(step));
+        ticktext.push(duration(step * Math.pow(10, power)).replace(/\.0+ /, " ").replace(/(\.\d*?)0+ /, "$1 "));
       }
     }
-    return axis;
+    return axis(Object.assign({ range, tickvals, ticktext }, more));
   }
 
   function axis(more) {
@@ -277,7 +280,7 @@
       });
       // The percentiles: how many nines of the interrupts took at most so long.
       let below = 0;
-      const curve = counts.map((n, i) => [(first + i + 1) / perDecade, (below += n)]).filter(([, n]) => n < total);
+      const curve = [[first / perDecade, 0], ...counts.map((n, i) => [(first + i + 1) / perDecade, (below += n)])].filter(([, n]) => n < total);
       traces.push({
         type: "scatter", mode: "lines", x: curve.map(([at]) => at), y: curve.map(([, n]) => -Math.log10(1 - n / total)),
         yaxis: "y2", line: { color: tint, width: 1.2 }, hoverinfo: "skip",
@@ -295,7 +298,7 @@
     const drawn = traces.length > 0;
     return [traces, layout({
       annotations: drawn ? [] : nothing("no interrupt has this stage"),
-      xaxis: axis(logTicks({ title: { text: "latency" }, anchor: "y2", range: drawn ? [low, high] : [3, 6] }, drawn ? low : 3, drawn ? high : 6)),
+      xaxis: logAxis(drawn ? low : 3, drawn ? high : 6, { title: { text: "latency" }, anchor: "y2" }),
       yaxis: axis({ title: { text: "% of the path" }, rangemode: "tozero", domain: [0.47, 1] }),
       yaxis2: axis({
         domain: [0, 0.42], range: [0, top + 0.35], tickvals: PERCENTILES.map(([, q]) => -Math.log10(1 - q)), ticktext: PERCENTILES.map(([, , word]) => word),
@@ -338,7 +341,6 @@
   function timeline(device) {
     const { time } = data.recording;
     const at = (bin) => (time.offset + bin * time.width) / 1e9, seconds = time.width / 1e9;
-    const x = Array.from({ length: time.bins }, (_, bin) => at(bin) + seconds / 2);
     const lefts = Array.from({ length: time.bins + 1 }, (_, bin) => at(bin));
     const traces = [];
     for (const [path, counts] of Object.entries(device.rate)) {
@@ -359,9 +361,9 @@
       }
     }
     if (cells.size) {
-      const z = [], text = [], y = [];
+      const z = [], text = [], y = [low / 10];  // edges
       for (let height = low; height <= high; height++) {
-        y.push((height + 0.5) / 10);
+        y.push((height + 1) / 10);
         const row = new Array(time.bins).fill(null), words = new Array(time.bins).fill("");
         for (let bin = 0; bin < time.bins; bin++) {
           const n = cells.get(height * time.bins + bin);
@@ -374,7 +376,7 @@
         text.push(words);
       }
       traces.push({
-        type: "heatmap", x, y, z, text, zmin: 0, showscale: false, hoverongaps: false,
+        type: "heatmap", x: lefts, y, z, text, zmin: 0, showscale: false, hoverongaps: false,
         colorscale: [[0, color("density-low")], [1, color("density-high")]],
         hovertemplate: "%{x:.3~f} s: %{text}<extra></extra>",
       });
@@ -404,7 +406,7 @@
         type: "rect", x0: from / 1e9, x1: to / 1e9, y0: 0, y1: bottom - 0.04, yref: "paper", line: { width: 0 }, fillcolor: fade(color("slow"), 0.12), layer: "below",
       })),
       xaxis: axis({ title: { text: "seconds since the recording began" }, anchor: "y", range, fixedrange: coarse() || last < 1 }),
-      yaxis: axis(logTicks({ title: { text: "masked time" }, domain: [0, 0.48], range: cells.size ? [low / 10, (high + 1) / 10] : [3, 6] }, cells.size ? low / 10 : 3, cells.size ? (high + 1) / 10 : 6)),
+      yaxis: logAxis(cells.size ? low / 10 : 3, cells.size ? (high + 1) / 10 : 6, { title: { text: "masked time" }, domain: [0, 0.48] }),
       yaxis2: axis({ title: { text: narrow() ? "/s" : "interrupts/s" }, domain: [0.53, bottom - 0.04], rangemode: "tozero" }),
       yaxis3: axis({ domain: [bottom, 1], gridcolor: "rgba(0,0,0,0)", type: "category", categoryorder: "array", categoryarray: order, range: [-0.5, order.length - 0.5] }),
     })];

@@ -30,7 +30,7 @@ def take(picture: Path, report: Path, dark: bool = False) -> None:
         page.wait_for_selector("html[data-drawn]")
         box = page.locator("figure:has(.timeline)").first.bounding_box()
         assert box is not None, "the report draws no timeline"
-        height = box["y"] + box["height"] + 16
+        height = box["y"] + box["height"] + 4
         page.screenshot(path=picture, full_page=True, clip=FloatRect(x=0, y=0, width=WIDTH, height=height))
         browser.close()
 

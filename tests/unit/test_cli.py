@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import itertools
 import json
 import os
 import re
@@ -21,6 +23,7 @@ import pytest
 import intxtrace
 from intxtrace import api, frames
 from intxtrace.__main__ import main
+from intxtrace.cli import output
 from intxtrace.cli.interrupts import first_rows
 from intxtrace.events import Kind
 from intxtrace.reconstruct.state import Events
@@ -389,6 +392,30 @@ def test_a_terminal_without_utf8_gets_other_characters(tmp_path: Path) -> None:
     assert shown.stdout.isascii()
     assert "us/" in shown.stdout
     assert "#" in shown.stdout
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+@pytest.mark.parametrize("slow", [True, False])
+def test_progress_shows_on_a_terminal_after_a_second(
+    trace: Path, stand_in: None, monkeypatch: pytest.MonkeyPatch, terminal: bool, slow: bool
+) -> None:
+    screen = Terminal() if terminal else io.StringIO()
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys, "stderr", screen)
+    clock = itertools.count(step=2 if slow else 0)
+    monkeypatch.setattr(output, "time", types.SimpleNamespace(monotonic=lambda: next(clock)))
+    opened = intxtrace.open_trace(trace)
+    for _ in output.watched(opened, opened.iter_results()):
+        shown = screen.getvalue()
+        assert bool(shown) == (terminal and slow)
+    if shown:
+        assert "bytes" in shown or "kB" in shown
+        assert screen.getvalue().endswith("\x1b[2K")  # the line is wiped
 
 
 def test_version() -> None:
