@@ -97,7 +97,8 @@ class Close(Screen[None]):
         make = view.details.get(self._key)
         width = self.app.size.width - 2
         gone = Text("this device is not known any more")
-        self.query_one("#detail", Static).update(render.detail(make(), width, view.end_at) if make else gone)
+        for text in self.query(Static).filter("#detail"):  # not there before it is mounted
+            text.update(render.detail(make(), width, view.end_at) if make else gone)
 
     def on_resize(self) -> None:
         """Draw it as wide as there is room."""
@@ -109,7 +110,8 @@ class LiveApp(App[None]):
 
     ENABLE_COMMAND_PALETTE = False
     CSS = """
-    #head { height: 1; background: $primary-background; padding: 0 1 0 0; }
+    #head { height: 1; background: $primary-background; }
+    #head, #said { text-wrap: nowrap; text-overflow: ellipsis; }
     #nothing { height: 1fr; padding: 1; display: none; }
     DataTable { height: 1fr; scrollbar-size-vertical: 1; overflow-x: hidden; }
     #said { height: 1; color: $text-muted; }
@@ -227,7 +229,7 @@ class LiveApp(App[None]):
 
     @on(Said)
     def _on_said(self, message: Said) -> None:
-        self.query_one("#said", Static).update(Text(printable(message.text, 400), no_wrap=True, overflow="ellipsis"))
+        self.query_one("#said", Static).update(Text(printable(message.text, 400)))
 
     def say(self, text: str) -> None:
         """Show a sentence; from any thread."""
@@ -247,8 +249,8 @@ class LiveApp(App[None]):
 
     def _draw(self) -> None:
         view = self._view
-        if view is None:
-            return
+        if view is None or not (self.screen_stack and self._main().query("#head")):
+            return  # There is nothing to draw yet, or nothing to draw on any more.
         self._draw_head(view)
         devices = [
             one for one in render.sort(view.devices, self._by, self._descending) if render.matches(one, self._words)
@@ -263,7 +265,7 @@ class LiveApp(App[None]):
             nothing.update(Text(render.nothing(view)))
 
     def _draw_head(self, view: LiveView) -> None:
-        head = Text("intxtrace live · ", no_wrap=True, overflow="ellipsis")
+        head = Text("intxtrace live · ")
         if self._held:
             head.append("PAUSED", style="reverse")
             head.append(" · ")
