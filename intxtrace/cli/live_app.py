@@ -179,7 +179,7 @@ class LiveApp(App[None]):
         yield Static(id="head", markup=False)
         yield DataTable(cursor_type="row", cell_padding=0, zebra_stripes=False)
         yield Static(id="nothing", markup=False)
-        yield Static(id="said", markup=False)
+        yield Static("Enter looks closely at a device; ? explains", id="said", markup=False)
         yield Input(id="ask")
         yield Footer()
 

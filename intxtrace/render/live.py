@@ -6,16 +6,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Group
-from rich.table import Table
 from rich.text import Text
 
+from intxtrace.analysis.results import MEASURES, STAGE_MEASURES
 from intxtrace.analysis.verdict import RESIGNAL_SHARE
-from intxtrace.render.text import WIDE, interrupts_table
+from intxtrace.render.words import STAGES
 from intxtrace.units import UNKNOWN, count, duration, plural, printable, rate, share, short_count
 
 if TYPE_CHECKING:
-    from rich.console import Console, RenderableType
+    from rich.console import Console
 
     from intxtrace.analysis.live import Detail, LiveDevice, LivePath, LiveView
     from intxtrace.analysis.results import LogBins
@@ -156,7 +155,7 @@ def nothing(view: LiveView) -> str:
     if not view.vms:
         return "no VM with a passed-through device runs: waiting"
     names = ", ".join(printable(name, 40) for name in view.vms[:5]) + (", …" if len(view.vms) > 5 else "")
-    return f"no INTx interrupt was seen yet; running: {names}"
+    return f"no INTx interrupt was seen yet from {plural(len(view.vms), 'VM')}: {names}"
 
 
 def totals(view: LiveView, window_ns: int) -> Text:
@@ -200,18 +199,35 @@ def since(device: LiveDevice) -> str:
 # ---- one device
 
 
-def detail(found: Detail, width: int, now: int | None) -> RenderableType:
+def detail(found: Detail, width: int, now: int | None) -> Text:
     """Draw one device: what it is, its paths, its floods, the histogram of its masked times, its last interrupts."""
+    # One text, and no table of rich: textual would lay that out three times a picture.
     device = found.device
-    parts: list[RenderableType] = [Text("\n".join(_facts(device, now))), Text()]
+    lines = [Text(line) for line in _facts(device, now)]
+    lines.append(Text())
     if device.latency:
-        parts.append(_latency(device))
-    parts.append(Text(f"masked time of the window ({plural(device.masked_ns.count, 'interrupt')})", style="bold"))
-    parts += list(histogram(found.bins, width)) or [Text("no complete interrupt in the window", style="dim")]
-    parts.append(Text(f"last {plural(len(found.last), 'interrupt')}, latest first", style="bold"))
+        lines.append(Text(_columns(_LATENCY, ("masked", "count", *_PERCENTILES)), style="dim"))
+        lines += [Text(_columns(_LATENCY, _percentiles(one))) for one in device.latency]
+    lines.append(Text(f"masked time of the window ({plural(device.masked_ns.count, 'interrupt')})", style="bold"))
+    lines += histogram(found.bins, width) or [Text("no complete interrupt in the window", style="dim")]
+    lines.append(Text(f"last {plural(len(found.last), 'interrupt')}, latest first", style="bold"))
     if found.last:
-        parts.append(interrupts_table(found.last, width >= WIDE))
-    return Group(*parts)
+        titles = ("id", "path", "origin", "outcome", "masked", *(STAGES[measure] for measure in STAGE_MEASURES))
+        lines.append(Text(_columns(_INTERRUPT, titles), style="dim"))
+    for row in found.last:
+        cells = (str(row.id), row.path, row.origin, row.outcome, *(_short(getattr(row, m)) for m in MEASURES))
+        lines.append(Text(_columns(_INTERRUPT, cells)))
+    return Text("\n").join(lines)
+
+
+_PERCENTILES = ("p50", "p90", "p99", "p99.9", "p99.99", "max")
+_LATENCY = (-9, 7, 8, 8, 8, 8, 8, 8)
+"""Widths of the columns; negative ones hold words."""
+_INTERRUPT = (-9, -9, -8, -9, 6, 6, 6, 6, 6)
+
+
+def _columns(wide: tuple[int, ...], cells: tuple[str, ...]) -> str:
+    return " ".join(f"{cell:<{-n}}" if n < 0 else f"{cell:>{n}}" for n, cell in zip(wide, cells, strict=True))
 
 
 def _facts(device: LiveDevice, now: int | None) -> list[str]:
@@ -236,20 +252,10 @@ def _facts(device: LiveDevice, now: int | None) -> list[str]:
     return lines
 
 
-def _latency(device: LiveDevice) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
-    table.add_column("masked", no_wrap=True)
-    for name in ("count", "p50", "p90", "p99", "p99.9", "p99.99", "max"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for one in device.latency:
-        table.add_row(one.path, short_count(one.interrupts), *_percentiles(one))
-    return table
-
-
-def _percentiles(one: LivePath) -> list[str]:
+def _percentiles(one: LivePath) -> tuple[str, ...]:
     masked = one.masked_ns
     values = (masked.p50, masked.p90, masked.p99, masked.p99_9, masked.p99_99, masked.max)
-    return [duration(value) for value in values]
+    return one.path, short_count(one.interrupts), *(duration(value) for value in values)
 
 
 def histogram(bins: LogBins, width: int) -> list[Text]:

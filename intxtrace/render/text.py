@@ -120,11 +120,7 @@ def _print_quality(quality: Quality, console: Console) -> None:
 
 def print_interrupts(rows: tuple[Interrupt, ...], console: Console, begin_at: int | None = None) -> None:
     """Print interrupts, one a row, in their order; with VM and instant since `begin_at` where there is room."""
-    console.print(interrupts_table(rows, console.width >= WIDE, begin_at))
-
-
-def interrupts_table(rows: tuple[Interrupt, ...], wide: bool = False, begin_at: int | None = None) -> Table:
-    """Make a table of interrupts, one a row; wide ones have VM and instant since `begin_at`."""
+    wide = console.width >= WIDE
     table = _table(
         "id", "device", "path", "origin", "outcome", *("masked", *(STAGES[m] for m in STAGE_MEASURES)), left=5
     )
@@ -144,7 +140,7 @@ def interrupts_table(rows: tuple[Interrupt, ...], wide: bool = False, begin_at: 
             at = None if row.raised_at is None or begin_at is None else row.raised_at - begin_at
             cells += [UNKNOWN if at is None else f"{at / 1e9:.6f} s", Text(printable(row.vm or UNKNOWN, 40))]
         table.add_row(*cells)
-    return table
+    console.print(table)
 
 
 def print_info(info: Info, console: Console) -> None:

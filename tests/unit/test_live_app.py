@@ -142,7 +142,7 @@ def test_rows_at_80_by_24() -> None:
     trace, events = two_vms()
 
     async def steps(screen: Screen) -> None:
-        await screen.until(lambda: len(screen.rows()) == 2)
+        await screen.until(lambda: len(screen.rows()) == 2 and "q Quit" in screen.lines()[23])
         lines = screen.lines()
         assert len(lines) == 24
         assert all(len(line) <= 80 for line in lines)
@@ -152,7 +152,7 @@ def test_rows_at_80_by_24() -> None:
         assert lines[2].startswith("02:00.0 [bold]x   userspace userspace")
         assert lines[3].startswith("01:00.0 </script… ")
         assert "kernel" in lines[3]
-        assert "q Quit" in lines[23]
+        assert "Enter looks closely at a device; ? explains" in lines[22]
 
     drive(steps, trace.tables, events)
 
@@ -163,7 +163,7 @@ def test_it_says_what_it_waits_for() -> None:
     async def steps(screen: Screen) -> None:
         await screen.until(lambda: "no VM with a passed-through device runs: waiting" in screen.text())
         tables.vms.append(Vm(0, pid=7, name=MARKUP))
-        await screen.until(lambda: f"no INTx interrupt was seen yet; running: {MARKUP}" in screen.text())
+        await screen.until(lambda: f"no INTx interrupt was seen yet from 1 VM: {MARKUP}" in screen.text())
 
     drive(steps, tables)
 
