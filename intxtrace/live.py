@@ -43,6 +43,10 @@ class Source(Protocol):
     def ended(self) -> bool:
         """Nothing follows."""
 
+    @property
+    def problem(self) -> str:
+        """What is wrong with it, in words; empty if nothing is."""
+
     def take(self) -> Events:
         """Return the events since the last call, in order of time."""
 
@@ -57,6 +61,7 @@ class Host:
     """This host: a running session."""
 
     ended = False
+    problem = ""
 
     def __init__(self, session: Session, metadata: Metadata) -> None:
         """Watch `session`; `metadata` says what a saved trace is to say of itself."""
@@ -107,7 +112,7 @@ class Replay:
 
     @property
     def problem(self) -> str:
-        """What is wrong with the trace's end, in words."""
+        """What is wrong with the trace's end, in words; empty if nothing is, or it has not been reached."""
         return self._reader.problem
 
     def _next(self) -> None:

@@ -187,9 +187,8 @@ def _watch(
     model = LiveModel(source.tables, window_ns=window_ns, wanted=filters, compile_from=compile_from)
     watch = Watch(source, model, keep_bytes)
     view = _one_window(watch, window_ns, stop) if once else _full_screen(watch, window_ns, stop, notes)
-    problem = getattr(source, "problem", "")
-    if problem:
-        notes(f"{problem}; what is shown is everything before")
+    if source.problem:
+        notes(f"{source.problem}; what is shown is everything before")
     if output is not None:
         saved = watch.save(output, force)
         older = f"; {saved.dropped:,} older ones were not kept (--keep)" if saved.dropped else ""

@@ -14,7 +14,7 @@ import pytest
 
 import intxtrace
 from intxtrace.__main__ import main
-from intxtrace.analysis.live import LiveModel
+from intxtrace.analysis.live import DEVICES_SHOWN, LiveModel
 from intxtrace.capture import host
 from intxtrace.errors import IntxtraceError
 from intxtrace.events import RECORD, Kind
@@ -191,6 +191,30 @@ def test_once_as_text(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mo
     assert "00:06.0" in out
     assert "userspace" in out
     assert max(map(len, out.splitlines())) <= 80
+
+
+def test_a_trace_that_was_cut_off_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "cut.intx").write_bytes(RECORDING.read_bytes()[:-1000])
+    assert main(["live", "--once", "--replay", str(tmp_path / "cut.intx"), "--speed", "1000", "--window", "1h"]) == 0
+    shown = capsys.readouterr()
+    assert "it was cut off: its last" in shown.err
+    assert "what is shown is everything before" in shown.err
+    assert "00:06.0" in shown.out
+
+
+def test_more_devices_than_any_host_has(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    trace = Trace()
+    vm = trace.vm("win10")
+    for number in range(DEVICES_SHOWN + 3):
+        trace.device(vm, bdf=f"{number // 256:04x}:{number % 256:02x}:00.0")
+    with TraceWriter(tmp_path / "a.intx", Metadata()) as writer:
+        writer.write(trace.records(), trace.tables)
+    out = live(capsys, "--once", "--replay", str(tmp_path / "a.intx"))
+    assert "3 devices not shown" in out
+    assert out.count(":00.0 win10: 0 interrupts") == DEVICES_SHOWN
 
 
 def test_names_are_names(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,6 +34,7 @@ class Script:
         self.metadata = Metadata(hostname="[red]host")
         self.tables = tables
         self.ended = False
+        self.problem = ""
         self.waiting: list[Events] = []
         self.at: int | None = None
         self.rest = np.empty(0, RECORD)
