@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 import intxtrace
-from intxtrace.cli import import_, info, interrupts, record, report, summary
+from intxtrace.cli import export, import_, info, interrupts, record, report, summary
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -87,3 +87,11 @@ app.command(
         "intxtrace report trace.intx -o report.html --device 0000:01:00.0",
     )
 )(report.report)
+app.command(
+    epilog=_examples(
+        "intxtrace export trace.intx --format parquet -o trace.parquet",
+        "intxtrace export trace.intx --format csv --table states -o -",
+        "intxtrace export trace.intx --format perfetto --vm guest1 --from 2 --to 5",
+        "intxtrace export trace.intx --format openmetrics -o intx.prom --force",
+    )
+)(export.export)
