@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 import intxtrace
-from intxtrace.cli import export, import_, info, interrupts, record, report, summary
+from intxtrace.cli import export, import_, info, interrupts, record, report, schema, summary
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -95,3 +95,4 @@ app.command(
         "intxtrace export trace.intx --format openmetrics -o intx.prom --force",
     )
 )(export.export)
+app.command(epilog=_examples("intxtrace schema", "intxtrace schema summary > summary.schema.json"))(schema.schema)
