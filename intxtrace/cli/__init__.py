@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 import intxtrace
-from intxtrace.cli import export, import_, info, interrupts, record, report, schema, summary
+from intxtrace.cli import export, import_, info, interrupts, recipe, record, report, schema, summary
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -60,6 +60,12 @@ app.command(
         "cat /sys/kernel/tracing/trace | intxtrace import - -o now.intx",
     ),
 )(import_.import_)
+app.command(
+    epilog=_examples(
+        "intxtrace recipe tracefs > record.sh; bash record.sh trace.txt 30; intxtrace import trace.txt",
+        "intxtrace recipe bpftrace --qemu /mnt/otherhost/usr/bin/qemu-system-x86_64",
+    )
+)(recipe.recipe)
 app.command(
     epilog=_examples(
         "intxtrace info trace.intx",
