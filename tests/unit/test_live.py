@@ -52,7 +52,9 @@ def test_a_replay_hands_out_what_is_due() -> None:
     clock.now += 1.5
     first = replay.take()
     begin = int(events["ts"][0])
-    assert replay.now() == begin + 3 * 10**9
+    clock.now += 0.1
+    assert replay.now() == begin + 3 * 10**9  # up to there events were taken, and no further
+    clock.now -= 0.1
     assert len(first) == int((events["ts"] <= begin + 3 * 10**9).sum()) > 0
     assert len(replay.take()) == 0
     assert not replay.ended
@@ -71,6 +73,14 @@ def test_a_replay_that_is_behind_is_as_late_as_its_last_event(monkeypatch: pytes
     clock.now += 1
     events = replay.take()
     assert replay.now() == events["ts"][-1]
+
+
+def test_a_replay_may_be_as_fast_as_one_likes() -> None:
+    clock = Clock()
+    replay = Replay(RECORDING, speed=1e300, clock=clock)
+    clock.now += 1e6
+    assert len(replay.take()) == len(events_of(RECORDING))
+    assert replay.ended
 
 
 def test_a_stopped_replay_shows_no_more() -> None:
