@@ -384,7 +384,7 @@ class LiveApp(App[None]):
             self._words = event.value.strip()
             self._draw()
         elif event.value.strip():
-            path = Path(event.value.strip())
+            path = Path(event.value.strip()).expanduser()
             self.say(f"saving to {path} …")
             self.run_worker(lambda: self._save(path), thread=True)
 

@@ -150,6 +150,14 @@ def test_what_was_too_much_is_a_loss_and_not_silence(tmp_path: Path) -> None:
     assert saved.events == len(found) - 1 - 2 - int((found["kind"] == Kind.PROBE).sum())
 
 
+def test_many_small_batches_have_their_size_too(tmp_path: Path) -> None:
+    kept = Kept(50 * 1024)
+    events = np.zeros(1, RECORD)
+    for _ in range(200):
+        kept.add(events, Tables())
+    assert kept.save(tmp_path / "a.intx", Metadata()).events < 50
+
+
 def test_losses_that_are_dropped_stay_lost(tmp_path: Path) -> None:
     kept = Kept(1)
     for at in range(1, 4):
