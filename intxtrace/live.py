@@ -29,6 +29,7 @@ Events = npt.NDArray[np.void]
 POLL_SECONDS = 0.05
 """How long the drain sleeps: 50,000 events at a million a second, a quarter of the default ring."""
 REFRESH_SECONDS = 1.0
+_END_OF_TIME = (1 << 63) - 1
 _MOST_EVENTS = 1 << 19
 """So many wait for the model at most; a replay hands out no more at a time, however fast it is to be."""
 
@@ -51,7 +52,7 @@ class Source(Protocol):
         """Return the events since the last call, in order of time."""
 
     def now(self) -> int | None:
-        """Return the present in ns of the trace's clock."""
+        """Return the instant of the trace's clock up to which events were taken."""
 
     def stop(self) -> Events:
         """End it, and return the rest of the events."""
@@ -68,17 +69,20 @@ class Host:
         self._session = session
         self.metadata = metadata
         self.tables = session.tables
+        self._at = time.monotonic_ns()
 
     def take(self) -> Events:
         """See `Source.take`."""
+        self._at = time.monotonic_ns()
         return self._session.take()
 
     def now(self) -> int:
         """See `Source.now`: the probes take CLOCK_MONOTONIC."""
-        return time.monotonic_ns()
+        return self._at
 
     def stop(self) -> Events:
         """See `Source.stop`: detaches the probes."""
+        self._at = time.monotonic_ns()
         return self._session.stop()
 
 
@@ -102,13 +106,12 @@ class Replay:
             raise IntxtraceError(f"{path} has no clock, so it cannot be played in its time; use `intxtrace summary`")
         self._batches = self._reader.iter_batches()
         self._batch = np.empty(0, RECORD)
-        self._handed_out: int | None = None
-        self._behind = False
         self.ended = False
         self._begun = clock()
         self._next()
         self.begin_at: int | None = None if self.ended else int(self._batch["ts"][0])
         """The first event."""
+        self._at = self.begin_at
 
     @property
     def problem(self) -> str:
@@ -128,14 +131,13 @@ class Replay:
 
     def _due(self) -> int:
         assert self.begin_at is not None
-        return self.begin_at + int((self._clock() - self._begun) * self.speed * 1e9)
+        return min(self.begin_at + int(min((self._clock() - self._begun) * self.speed, 1e10) * 1e9), _END_OF_TIME)
 
     def take(self) -> Events:
         """See `Source.take`."""
         if self.ended:
             return np.empty(0, RECORD)
         due, parts, count = self._due(), [], 0
-        self._behind = False
         while not self.ended and count < _MOST_EVENTS:
             ready = int(np.searchsorted(self._batch["ts"], np.uint64(due), side="right"))
             parts.append(self._batch[:ready])
@@ -144,17 +146,15 @@ class Replay:
             if len(self._batch):
                 break
             self._next()
-        self._behind = count >= _MOST_EVENTS
         events = np.concatenate(parts)
-        if len(events):
-            self._handed_out = int(events["ts"][-1])
+        self._at = due
+        if self.ended or count >= _MOST_EVENTS:
+            self._at = int(events["ts"][-1]) if len(events) else self._at
         return events
 
     def now(self) -> int | None:
-        """See `Source.now`: while it cannot keep up, and once it has ended, the last event."""
-        if self.begin_at is None:
-            return None
-        return self._handed_out if self.ended or self._behind else self._due()
+        """See `Source.now`: once it has ended, the last event."""
+        return self._at
 
     def stop(self) -> Events:
         """See `Source.stop`: what is not due yet is not seen."""
@@ -199,13 +199,12 @@ class Watch:
 
     def finish(self) -> LiveView:
         """Stop the source, and give the last view: it counts what was in flight, as a summary does."""
-        now = self.source.now()
         rest = self.source.stop()
         if len(rest):
             self._waiting.append(rest)
         self._absorb()
         self._model.finish()
-        return self._model.view(now)
+        return self._model.view(self.source.now())
 
     def run(
         self,

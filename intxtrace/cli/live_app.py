@@ -77,9 +77,9 @@ class Close(Screen[None]):
         ("q", "app.quit", "Quit"),
     ]
 
-    def __init__(self, key: Key, view: LiveView) -> None:
+    def __init__(self, key: Key, view: LiveView, held: bool) -> None:
         super().__init__()
-        self._key, self._view = key, view
+        self._key, self._view, self._held = key, view, held
 
     def compose(self) -> ComposeResult:
         """Make a text that scrolls."""
@@ -89,20 +89,22 @@ class Close(Screen[None]):
 
     def on_mount(self) -> None:
         """Draw what was chosen."""
-        self.show(self._view)
+        self.show(self._view, self._held)
 
-    def show(self, view: LiveView) -> None:
+    def show(self, view: LiveView, held: bool) -> None:
         """Draw the device as of this view."""
-        self._view = view
+        self._view, self._held = view, held
         make = view.details.get(self._key)
         width = self.app.size.width - 2
-        gone = Text("this device is not known any more")
-        for text in self.query(Static).filter("#detail"):  # not there before it is mounted
-            text.update(render.detail(make(), width, view.end_at) if make else gone)
+        text = render.detail(make(), width, view.end_at) if make else Text("this device is not known any more")
+        if held:
+            text = Text.assemble(("PAUSED", "reverse"), "\n", text)
+        for detail in self.query(Static).filter("#detail"):  # not there before it is mounted
+            detail.update(text)
 
     def on_resize(self) -> None:
         """Draw it as wide as there is room."""
-        self.show(self._view)
+        self.show(self._view, self._held)
 
 
 class LiveApp(App[None]):
@@ -240,9 +242,6 @@ class LiveApp(App[None]):
     def _show(self) -> None:
         self._view = self._latest
         self._draw()
-        for screen in self.screen_stack:
-            if isinstance(screen, Close) and self._view is not None:
-                screen.show(self._view)
 
     def _main(self) -> Screen[object]:
         return self.screen_stack[0]
@@ -251,6 +250,9 @@ class LiveApp(App[None]):
         view = self._view
         if view is None or not (self.screen_stack and self._main().query("#head")):
             return  # There is nothing to draw yet, or nothing to draw on any more.
+        for screen in self.screen_stack:
+            if isinstance(screen, Close):
+                screen.show(view, self._held)
         self._draw_head(view)
         devices = [
             one for one in render.sort(view.devices, self._by, self._descending) if render.matches(one, self._words)
@@ -351,7 +353,7 @@ class LiveApp(App[None]):
     def _on_row(self, event: DataTable.RowSelected) -> None:
         key = self._chosen(event.data_table)
         if key is not None and self._view is not None:
-            self.push_screen(Close(key, self._view))
+            self.push_screen(Close(key, self._view, self._held))
 
     # ---- asking
 
@@ -382,7 +384,7 @@ class LiveApp(App[None]):
             self._words = event.value.strip()
             self._draw()
         elif event.value.strip():
-            path = Path(event.value.strip())
+            path = Path(event.value.strip()).expanduser()
             self.say(f"saving to {path} …")
             self.run_worker(lambda: self._save(path), thread=True)
 

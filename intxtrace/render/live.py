@@ -203,7 +203,7 @@ def detail(found: Detail, width: int, now: int | None) -> Text:
     """Draw one device: what it is, its paths, its floods, the histogram of its masked times, its last interrupts."""
     # One text, and no table of rich: textual would lay that out three times a picture.
     device = found.device
-    lines = [Text(line) for line in _facts(device, now)]
+    lines = [Text(line) for line in _facts(device, width, now)]
     lines.append(Text())
     if device.latency:
         lines.append(Text(_columns(_LATENCY, ("masked", "count", *_PERCENTILES)), style="dim"))
@@ -230,14 +230,15 @@ def _columns(wide: tuple[int, ...], cells: tuple[str, ...]) -> str:
     return " ".join(f"{cell:<{-n}}" if n < 0 else f"{cell:>{n}}" for n, cell in zip(wide, cells, strict=True))
 
 
-def _facts(device: LiveDevice, now: int | None) -> list[str]:
-    vm = printable(device.vm or UNKNOWN, 60)
-    process = f" (process {device.vm_pid})" if device.vm_pid is not None else ""
-    numbers = [
+def _facts(device: LiveDevice, width: int, now: int | None) -> list[str]:
+    facts = [
+        printable(device.bdf or UNKNOWN, 16),
         f"host IRQ {device.host_irq}" if device.host_irq is not None else "",
         f"GSI {device.gsi}" if device.gsi is not None else "",
+        f"process {device.vm_pid}" if device.vm_pid is not None else "",
+        f"VM {printable(device.vm or UNKNOWN)}",
     ]
-    lines = [" · ".join(filter(None, (f"{printable(device.bdf or UNKNOWN, 16)} in VM {vm}{process}", *numbers)))]
+    lines = [" · ".join(filter(None, facts))[:width]]
     if device.state is not None:
         lasted = "" if now is None or device.state_at is None else f" for {duration(max(now - device.state_at, 0))}"
         mapped = {True: "; BARs mapped", False: "; BARs trapped", None: ""}[device.bars_mapped]

@@ -18,6 +18,8 @@ from intxtrace.trace.tables import Tables
 from intxtrace.trace.writer import TraceWriter
 
 _NOTES_KEPT = 1 << 16
+_OBJECTS = 1024
+"""Bytes that the objects around a batch take: a quiet host makes many small ones."""
 _LEVEL = 1
 """Of zstd: 0.11 µs an event, as records; 9 bytes each of an event stream. lz4 takes 0.10 µs and 18 bytes."""
 
@@ -32,6 +34,11 @@ class _Batch:
     notes: npt.NDArray[np.void]
     """Those that say who is who, or what was lost."""
     tables: Tables
+
+    @property
+    def size(self) -> int:
+        """Bytes of memory that it takes, about."""
+        return int(self.data.size) + self.notes.nbytes + _OBJECTS
 
 
 @dataclass(frozen=True)
@@ -75,13 +82,14 @@ class Kept:
         notes = events[np.isin(events["kind"], list(STREAM_KINDS))]
         data = self._codec.compress(np.ascontiguousarray(events).view(np.uint8))
         with self._lock:
-            self._batches.append(_Batch(data, len(events), int(events["ts"].min()), notes, self._tables))
-            self._size += data.size
+            batch = _Batch(data, len(events), int(events["ts"].min()), notes, self._tables)
+            self._batches.append(batch)
+            self._size += batch.size
             while self._size > self._most and len(self._batches) > 1:
                 self._drop(self._batches.popleft())
 
     def _drop(self, batch: _Batch) -> None:
-        self._size -= batch.data.size
+        self._size -= batch.size
         self._dropped_at = self._dropped_at or batch.first_at
         self._dropped += batch.count
         for note in batch.notes:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import os
 import stat
+import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -16,12 +17,13 @@ import intxtrace
 from intxtrace.__main__ import main
 from intxtrace.analysis.live import DEVICES_SHOWN, LiveModel
 from intxtrace.capture import host
+from intxtrace.capture.session import Selection
 from intxtrace.errors import IntxtraceError
 from intxtrace.events import RECORD, Kind
-from intxtrace.live import Replay, Watch
+from intxtrace.live import Events, Replay, Watch
 from intxtrace.trace.kept import Kept
 from intxtrace.trace.metadata import Metadata
-from intxtrace.trace.tables import Tables, Vm
+from intxtrace.trace.tables import Probe, Tables, Vm
 from intxtrace.trace.writer import TraceWriter
 from tests.dsl import Trace
 from tests.unit.test_live_model import RECORDED, events_of
@@ -52,7 +54,9 @@ def test_a_replay_hands_out_what_is_due() -> None:
     clock.now += 1.5
     first = replay.take()
     begin = int(events["ts"][0])
-    assert replay.now() == begin + 3 * 10**9
+    clock.now += 0.1
+    assert replay.now() == begin + 3 * 10**9  # up to there events were taken, and no further
+    clock.now -= 0.1
     assert len(first) == int((events["ts"] <= begin + 3 * 10**9).sum()) > 0
     assert len(replay.take()) == 0
     assert not replay.ended
@@ -71,6 +75,14 @@ def test_a_replay_that_is_behind_is_as_late_as_its_last_event(monkeypatch: pytes
     clock.now += 1
     events = replay.take()
     assert replay.now() == events["ts"][-1]
+
+
+def test_a_replay_may_be_as_fast_as_one_likes() -> None:
+    clock = Clock()
+    replay = Replay(RECORDING, speed=1e300, clock=clock)
+    clock.now += 1e6
+    assert len(replay.take()) == len(events_of(RECORDING))
+    assert replay.ended
 
 
 def test_a_stopped_replay_shows_no_more() -> None:
@@ -136,6 +148,14 @@ def test_what_was_too_much_is_a_loss_and_not_silence(tmp_path: Path) -> None:
     assert set(interrupts["vm"]) == {"win10"}
     assert len(interrupts[interrupts["outcome"] != "complete"]) <= 1
     assert saved.events == len(found) - 1 - 2 - int((found["kind"] == Kind.PROBE).sum())
+
+
+def test_many_small_batches_have_their_size_too(tmp_path: Path) -> None:
+    kept = Kept(50 * 1024)
+    events = np.zeros(1, RECORD)
+    for _ in range(200):
+        kept.add(events, Tables())
+    assert kept.save(tmp_path / "a.intx", Metadata()).events < 50
 
 
 def test_losses_that_are_dropped_stay_lost(tmp_path: Path) -> None:
@@ -229,6 +249,91 @@ def test_names_are_names(tmp_path: Path, capsys: pytest.CaptureFixture[str], mon
     assert "</script><img src=x onerror=alert(1)>" in out
     assert "\\x1b[2J\\u202eevil" in out
     assert "\x1b" not in out
+
+
+class FakeSession:
+    """A session of a host with one VM, whose device interrupts all the time."""
+
+    made: ClassVar[list[FakeSession]] = []
+
+    def __init__(self, selection: Selection, *, bar: str, ring_bytes: int, wait: bool, say: Callable[[str], None]):
+        self.selection, self.wait, self.bar, self.ring_bytes = selection, wait, bar, ring_bytes
+        self.trace = Trace()
+        self.nic = self.trace.device(self.trace.vm("win10"))
+        self.tables = self.trace.tables
+        self.tables.probes.append(
+            Probe(99, name="kvm_eoi", state="missing", reason="this kernel has no such tracepoint")
+        )
+        self.given = 0
+        self.open = True
+        say("QEMU's functions are not traced: it is a script")
+        FakeSession.made.append(self)
+
+    def take(self) -> Events:
+        self.trace.userspace_interrupt(self.nic)
+        events = self.trace.records()
+        new, self.given = events[self.given :], len(events)
+        new["ts"] += np.uint64(time.monotonic_ns() - int(new["ts"].max()))
+        return new
+
+    def stop(self) -> Events:
+        return self.take()
+
+    def __enter__(self) -> FakeSession:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.open = False
+
+
+@pytest.fixture
+def fake_session(monkeypatch: pytest.MonkeyPatch) -> list[FakeSession]:
+    monkeypatch.setattr("intxtrace.capture.session.Session", FakeSession)
+    monkeypatch.setattr("intxtrace.capture.recording.prefer", lambda: None)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr("intxtrace.cli.live._prepare", lambda: None)
+    FakeSession.made.clear()
+    return FakeSession.made
+
+
+def test_this_host_for_one_window(
+    fake_session: list[FakeSession], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    saved = tmp_path / "seen.intx"
+    assert main(["live", "--once", "--json", "--window", "1s", "-o", str(saved)]) == 0
+    out, err = capsys.readouterr()
+    (session,) = fake_session
+    assert session.selection.everything
+    assert (session.wait, session.bar, session.ring_bytes, session.open) == (True, "count", 1 << 24, False)
+    assert "QEMU's functions are not traced: it is a script" in err
+    assert "not traced: kvm_eoi: this kernel has no such tracepoint" in err
+    assert f"events to {saved}" in err
+    shown = document(out)
+    (device,) = shown["devices"]
+    assert (device["vm"], device["bdf"], device["path"]) == ("win10", "0000:01:00.0", "userspace")
+    assert shown["end_at"] > shown["begin_at"]
+    assert main(["summary", "--json", str(saved)]) == 0
+    (summary,) = json.loads(capsys.readouterr().out)["data"]["devices"]
+    assert device["total"] == summary["counts"]
+    metadata = intxtrace.open_trace(saved).metadata
+    assert metadata.command_line[0] == "intxtrace"
+    assert metadata.realtime_anchor_ns
+
+
+def test_what_is_chosen_is_chosen_in_the_kernel(
+    fake_session: list[FakeSession], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = host.Process(4711, 1, "2024", Path("/proc/4711/exe"), ("qemu",), ("0000:01:00.0",))
+    monkeypatch.setattr(host, "processes", lambda: [one])
+    chosen = ("--vm", "2024", "--vm", "win10", "--vm", "77", "--pid", "88", "--device", "1:0.0", "--path", "kernel")
+    shown = document(live(capsys, "--once", "--json", "--window", "1s", "--bar", "none", *chosen))
+    (session,) = fake_session
+    assert session.selection.vms == {"2024", "win10"}
+    assert session.selection.pids == {77, 88}
+    assert session.selection.devices == {"0000:01:00.0"}
+    assert (session.wait, session.bar) == (False, "none")
+    assert shown["interrupts"] == 0  # all took the userspace path
+    assert [device["vm"] for device in shown["devices"]] == ["win10"]
 
 
 def fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
