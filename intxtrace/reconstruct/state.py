@@ -366,7 +366,7 @@ def _with_slots(state: State) -> State:
     if needed <= rows:
         return state
     entries = rows_of(state, "slots", rows)
-    rows = max(rows, 4096)
+    rows = max(rows, 64)
     while rows < 2 * needed:
         rows *= 2
     if rows > CAPACITY["slots"]:
