@@ -86,6 +86,7 @@ app.command(
 app.command(
     epilog=_examples(
         "intxtrace report trace.intx",
+        "intxtrace report trace.intx --open",
         "intxtrace report trace.intx -o report.html --device 0000:01:00.0",
     )
 )(report.report)

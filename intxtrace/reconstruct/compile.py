@@ -28,13 +28,26 @@ from intxtrace.reconstruct import (
     masking,
     setting_up,
     signalling,
+    slots,
     state,
     states,
     tracepoints,
 )
 from intxtrace.reconstruct.state import Events
 
-_MODULES = (identity, states, ending, counting, masking, signalling, delivering, setting_up, tracepoints, machine)
+_MODULES = (
+    slots,
+    identity,
+    states,
+    ending,
+    counting,
+    masking,
+    signalling,
+    delivering,
+    setting_up,
+    tracepoints,
+    machine,
+)
 
 
 @cache

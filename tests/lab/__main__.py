@@ -13,7 +13,7 @@ from intxtrace.__main__ import main as intxtrace_main
 from tests.lab.compare import compare, show
 from tests.lab.guest import GUESTS
 from tests.lab.host import run_host
-from tests.lab.packages import KERNELS, LabError
+from tests.lab.packages import KERNELS, QEMUS, LabError
 from tests.lab.scenario import Recorder, Scenario, recorder_of_this_checkout, run_scenario
 
 BEGUN = time.monotonic()
@@ -47,7 +47,8 @@ def run(arguments: argparse.Namespace) -> int:
     recorder = None
     if arguments.recorder:
         recorder = Recorder(shlex.split(arguments.recorder), arguments.ready, arguments.recording == "each")
-    scenario = Scenario(arguments.guests.split(","), arguments.pings, arguments.interval, recorder)
+    guests = arguments.guests.split(",")
+    scenario = Scenario(guests, arguments.pings, arguments.interval, recorder, qemu=arguments.qemu)
     result = run_scenario(scenario, arguments.out, arguments.kernel, arguments.timeout, progress)
     progress(f"done; L1 booted in {result.host.boot_seconds:.1f} s, boots: {result.host.boots}")
     return 0
@@ -55,9 +56,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 def truth(arguments: argparse.Namespace) -> int:
     """Record guests, compare with the ground truth, write a report of each."""
-    scenario = Scenario(
-        arguments.guests.split(","), arguments.pings, arguments.interval, recorder_of_this_checkout(each=True)
-    )
+    guests, recorder = arguments.guests.split(","), recorder_of_this_checkout(each=True)
+    scenario = Scenario(guests, arguments.pings, arguments.interval, recorder, qemu=arguments.qemu)
     result = run_scenario(scenario, arguments.out, arguments.kernel, arguments.timeout, progress)
     wrong = 0
     for found, recording in zip(result.truths, result.recordings, strict=True):
@@ -97,6 +97,8 @@ def _parser() -> argparse.ArgumentParser:
     script.add_argument("--share", type=Path, help="$SHARE in L1 (default: deleted afterwards)")
     script.add_argument("--timeout", type=float, default=600.0, help="seconds, from L1's boot on")
     script.set_defaults(run=shell_script)
+    for command in (one, table):
+        command.add_argument("--qemu", choices=QEMUS, default="7.2", help="what guests run in (default: 7.2)")
     for command in (one, table, script):
         command.add_argument("--kernel", choices=KERNELS, default="6.1")
     return parser

@@ -28,11 +28,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.lab.host import QEMU, SHARE, write_initramfs
+from tests.lab.host import SHARE, write_initramfs
 from tests.lab.packages import Kernel, LabError
 
 # path -> machine option, vfio-pci option: the switches of the DESIGN's three paths
@@ -259,12 +260,12 @@ def run_guest(
     out: Path,
     pings: int = 10,
     interval: float = 0.2,
-    qemu: str = QEMU,
-    options: tuple[str, ...] = (),
+    qemu: Sequence[str] = ("qemu-system-x86_64",),
+    options: Sequence[str] = (),
 ) -> Truth:
     """Run one of GUESTS and write `truth.json`, `qemu.log`, `serial.log` and `qemu.stderr` into `out`.
 
-    `options` are further QEMU arguments. A guest that fails to boot is tried once more.
+    `qemu` is how to call it, `options` are further arguments. A guest that fails to boot is tried once more.
     Raises LabError when the guest does not get through its workload.
     """
     kernel = lab_kernel()
@@ -291,11 +292,11 @@ def run_guest(
         irq = irqs.pop()
         try:
             try:
-                truth = _run(argv, guest, out.name, bdfs, irq, kernel, work, qemu)
+                truth = _run(argv, guest, out.name, bdfs, irq, kernel, work, qemu[0])
             except BootError as error:
                 # Nested emulation now and then loses a guest at boot. What happens after its boot is never retried.
                 print(f"{out.name} did not boot, once more: {error}")
-                truth = _run(argv, guest, out.name, bdfs, irq, kernel, work, qemu)
+                truth = _run(argv, guest, out.name, bdfs, irq, kernel, work, qemu[0])
         finally:
             for name in ("qemu.log", "serial.log", "qemu.stderr"):
                 if (work / name).exists():
@@ -304,12 +305,12 @@ def run_guest(
     return truth
 
 
-def _argv(guest: str, bdfs: list[str], qemu: str, options: tuple[str, ...]) -> list[str]:
+def _argv(guest: str, bdfs: list[str], qemu: Sequence[str], options: Sequence[str]) -> list[str]:
     """QEMU's command line, for the folder of the guest: recordings keep it, so it names no folder of this machine."""
     machine, option = PATHS[guest.removeprefix(PAIR)]
     devices = [f"vfio-pci,host={bdf},addr={slot:#x},rombar=0{option}" for bdf, slot in zip(bdfs, SLOTS, strict=False)]
     return [
-        qemu, "-name", f"guest=lab-{guest},debug-threads=on", "-nodefaults", "-no-user-config", "-no-reboot",
+        *qemu, "-name", f"guest=lab-{guest},debug-threads=on", "-nodefaults", "-no-user-config", "-no-reboot",
         "-display", "none", "-accel", "kvm", "-cpu", "host", "-M", f"q35,{machine}",
         "-smp", "1", "-m", "256M",
         "-kernel", "vmlinuz", "-initrd", "initramfs",

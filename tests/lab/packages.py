@@ -1,8 +1,8 @@
-"""Debian packages of the lab: what L0 needs installed, and the kernels that L1 and L2 boot.
+"""Debian packages of the lab: what L0 needs installed, the kernels that L1 and L2 boot, further QEMUs.
 
-Kernels are fetched, never installed: `apt-get download` with a private apt configuration, whose mirror is
-the one that this machine's own apt sources name, unpacked with `dpkg-deb -x` into
-`<cache>/lab/kernel-<series>`. A folder of that name is complete: it appears by one rename, after the last step.
+Kernels and QEMUs are fetched, never installed: `apt-get download` with a private apt configuration, whose mirror is
+the one that this machine's own apt sources name, unpacked with `dpkg-deb -x` into `<cache>/lab/kernel-<series>` or
+`<cache>/lab/qemu-<suite>`. A folder of that name is complete: it appears by one rename, after the last step.
 """
 
 from __future__ import annotations
@@ -30,7 +30,12 @@ KERNELS = {
     "6.1": ("bookworm", "bookworm-security"),
     "6.12": ("bookworm-backports",),
 }
+# Suite -> the QEMU release that it has; sid's moves on.
+QEMU_SUITES = {"bullseye": "5.2", "bookworm": "7.2", "bookworm-backports": "10.0", "trixie": "10.0", "sid": ""}
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
+# QEMU release -> the suite whose binary runs with this machine's libraries; None: the installed one.
+QEMUS = {"7.2": None, "10.0": "bookworm-backports"}
+QEMU_PACKAGES = ("qemu-system-x86", "qemu-system-data")
 ATTEMPTS = 4
 
 
@@ -95,39 +100,75 @@ def ensure_kernel(series: str) -> Kernel:
     """The newest kernel of a series (a key of KERNELS) with headers, from the cache or fetched into it."""
     if series not in KERNELS:
         raise LabError(f"No kernel {series} in the lab: choose one of {', '.join(KERNELS)}.")
-    cache = cache_folder("lab")
-    cache.mkdir(parents=True, exist_ok=True)
-    folder = cache / f"kernel-{series}"
-    with _locked(cache / "lock"):
-        if not folder.exists():
-            for killed in cache.glob(f"kernel-{series}.part-*"):
-                shutil.rmtree(killed)
-            with tempfile.TemporaryDirectory(dir=cache, prefix=f"kernel-{series}.part-") as part:
-                root = Path(part) / "root"
-                _fetch_kernel(series, Path(part), root)
-                root.rename(folder)
+    folder = _cached(f"kernel-{series}", lambda work, root: _fetch_kernel(series, work, root))
     [modules] = (folder / "lib" / "modules").iterdir()
     return Kernel(modules.name, folder)
 
 
-def _fetch_kernel(series: str, work: Path, root: Path) -> None:
-    apt = PrivateApt(work / "apt", KERNELS[series])
+def ensure_qemu(suite: str) -> Path:
+    """The files, as under /, of a suite's qemu-system-x86 and its data, from the cache or fetched into it.
+
+    Debian's libraries are not with it: on an older release only its bytes can be read.
+    """
+    if suite not in QEMU_SUITES:
+        raise LabError(f"No QEMU of {suite} in the lab: choose one of {', '.join(QEMU_SUITES)}.")
+    return _cached(f"qemu-{suite}", lambda work, root: _fetch(work, root, (suite,), QEMU_PACKAGES))
+
+
+def qemu_command(release: str) -> list[str]:
+    """The beginning of a command line that runs a QEMU of QEMUS: the installed one, or one of the cache.
+
+    Firmware that is not in Debian's QEMU packages comes from the machine's own.
+    """
+    if release not in QEMUS:
+        raise LabError(f"No QEMU {release} in the lab: choose one of {', '.join(QEMUS)}.")
+    suite = QEMUS[release]
+    if suite is None:
+        return ["qemu-system-x86_64"]
+    root = ensure_qemu(suite)
+    return [str(root / "usr/bin/qemu-system-x86_64"), "-L", str(root / "usr/share/qemu"), "-L", "/usr/share/seabios"]
+
+
+def _cached(name: str, fetch: Callable[[Path, Path], object]) -> Path:
+    """A folder of the cache; where it is missing, `fetch` fills one of that name, given a folder to work in."""
+    cache = cache_folder("lab")
+    cache.mkdir(parents=True, exist_ok=True)
+    folder = cache / name
+    with _locked(cache / "lock"):
+        if not folder.exists():
+            for killed in cache.glob(f"{name}.part-*"):
+                shutil.rmtree(killed)
+            with tempfile.TemporaryDirectory(dir=cache, prefix=f"{name}.part-") as part:
+                root = Path(part) / "root"
+                fetch(Path(part), root)
+                root.rename(folder)
+    return folder
+
+
+def _fetch(work: Path, root: Path, suites: Sequence[str], start: Sequence[str], follow: tuple[str, ...] = ()) -> str:
+    """Unpack packages, and those they need whose names begin with one of `follow`, into `root`; their names."""
+    apt = PrivateApt(work / "apt", suites)
     _retry(apt.update)
-    kinds = ("linux-image-", "linux-headers-", "linux-kbuild-")
-    names = apt.closure(["linux-image-amd64", "linux-headers-amd64"], kinds)
+    names = apt.closure(start, follow)
     debs = work / "debs"
     debs.mkdir()
     _retry(lambda: apt.download(names, debs))
     root.mkdir()
     for deb in sorted(debs.glob("*.deb")):
         _run(["dpkg-deb", "-x", str(deb), str(root)])
+    return " ".join(names)
+
+
+def _fetch_kernel(series: str, work: Path, root: Path) -> None:
+    start, follow = ("linux-image-amd64", "linux-headers-amd64"), ("linux-image-", "linux-headers-", "linux-kbuild-")
+    names = _fetch(work, root, KERNELS[series], start, follow)
     releases = [path.name for path in (root / "lib" / "modules").iterdir()]
     if len(releases) != 1 or not (root / "boot" / f"vmlinuz-{releases[0]}").exists():
-        raise LabError(f"{' '.join(names)} hold the kernels {releases}: expected one, with its image.")
+        raise LabError(f"{names} hold the kernels {releases}: expected one, with its image.")
     release = releases[0]
     _run(["depmod", "-b", str(root), release])
     if not (root / "usr/src" / f"linux-headers-{release}").exists():
-        raise LabError(f"{' '.join(names)} hold no headers for {release}.")
+        raise LabError(f"{names} hold no headers for {release}.")
 
 
 class PrivateApt:

@@ -21,8 +21,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from tests.lab.guest import GUESTS, Truth, run_guest
-from tests.lab.host import SHARE, HostResult, run_host
-from tests.lab.packages import REPOSITORY, LabError
+from tests.lab.host import SHARE, EmulatorError, HostResult, run_host
+from tests.lab.packages import REPOSITORY, LabError, qemu_command
 
 RECORDER_START_SECONDS = 180.0
 RECORDER_STOP_SECONDS = 120.0
@@ -58,6 +58,7 @@ class Scenario:
     recorder: Recorder | None = None
     beside: Recorder | None = None  # another one at the same time, around all guests, in the folder `beside`
     options: list[str] = field(default_factory=list)  # further QEMU arguments for every guest
+    qemu: str = "7.2"  # of packages.QEMUS: what the guests run in
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,7 @@ def run_scenario(
 ) -> ScenarioResult:
     """L0: boot L1, play the scenario in it, give back the truths.
 
+    An EmulatorError is played once more, from an empty folder; what it left goes to `emulator-fault/`.
     Raises LabError when `out` is not empty, or when anything failed in L1.
     """
     names = _names(scenario)
@@ -87,8 +89,22 @@ def run_scenario(
     out.mkdir(parents=True, exist_ok=True)
     if any(out.iterdir()):
         raise LabError(f"{out} is not empty: name a new folder, so that nothing old is taken for a result.")
-    (out / "scenario.json").write_text(json.dumps(asdict(scenario), indent=1))
-    result = run_host(f"exec $PYTHON -m {__spec__.name} {SHARE}", out, kernel, timeout, on_output=on_output)
+    described = json.dumps({**asdict(scenario), "command": qemu_command(scenario.qemu)}, indent=1)
+
+    def attempt() -> HostResult:
+        (out / "scenario.json").write_text(described)
+        return run_host(f"exec $PYTHON -m {__spec__.name} {SHARE}", out, kernel, timeout, on_output=on_output)
+
+    try:
+        result = attempt()
+    except EmulatorError as fault:
+        print(f"once more: {fault}", file=sys.stderr)
+        failed = out / "emulator-fault"
+        left = list(out.iterdir())
+        failed.mkdir()
+        for path in left:
+            path.rename(failed / path.name)
+        result = attempt()
     if result.status != 0:
         end = "\n".join(result.output.read_text(errors="replace").splitlines()[-60:])
         raise LabError(f"The scenario failed in L1 ({result.output}):\n{end}")
@@ -101,6 +117,7 @@ def run_scenario(
 def play(out: Path) -> None:
     """L1: run the guests that `out`/scenario.json names."""
     described = json.loads((out / "scenario.json").read_text())
+    command = described.pop("command")
     recorders = {name: Recorder(**described[name]) if described[name] else None for name in ("recorder", "beside")}
     scenario = Scenario(**{**described, **recorders})
     around_all = scenario.recorder if scenario.recorder and not scenario.recorder.each else None
@@ -108,8 +125,7 @@ def play(out: Path) -> None:
     with _recording_by(around_all, out / "recording"), _recording_by(scenario.beside, out / "beside"):
         for guest, name in zip(scenario.guests, _names(scenario), strict=True):
             with _recording_by(around_each, out / name / "recording"):
-                options = tuple(scenario.options)
-                truth = run_guest(guest, out / name, scenario.pings, scenario.interval, options=options)
+                truth = run_guest(guest, out / name, scenario.pings, scenario.interval, command, scenario.options)
             print(truth.summary())
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.lab.guest import QEMU_EVENTS, line_count, read_card_log, read_qemu_log
+from tests.lab.host import EmulatorError, HostError, clock_set_back
 from tests.lab.packages import LabError
 from tests.lab.scenario import Scenario, run_scenario
 
@@ -72,6 +73,56 @@ def test_line_count_adds_all_cpus() -> None:
     assert line_count("22:          3         65   IO-APIC  22-fasteoi   vfio-intx(0000:00:06.0)") == 68
     with pytest.raises(LabError):
         line_count("NMI:   0   Non-maskable interrupts")
+
+
+# A host that died while its vCPU was still in its guest's world; a probe's own panic would look like the second.
+SET_BACK = """\
+[    1.808583] DMAR: VT-d Scalable Mode not enabled, no PASID allocation
+lab host ready
+[   60.232875] kvm [142]: vcpu0, guest rIP: 0xffffffff8127e744 Unhandled WRMSR(0xc0010007) = 0xffff
+[   23.925098] BUG: TASK stack guard page was hit at 000000000f2355f6 (stack is 0000000032e916c9..000000003ce18e0a)
+[   81.264470] Kernel panic - not syncing: corrupted stack end detected inside scheduler
+"""
+IN_ORDER = """\
+[   60.232875] kvm [142]: vcpu0, guest rIP: 0xffffffff8127e744 Unhandled WRMSR(0xc0010007) = 0xffff
+[   60.232870] a line of the other CPU
+[   81.264470] Kernel panic - not syncing: corrupted stack end detected inside scheduler
+"""
+
+
+def test_a_clock_set_back_tells_the_emulators_fault_from_any_other_panic() -> None:
+    assert clock_set_back(SET_BACK) == pytest.approx(36.307777)
+    assert clock_set_back(IN_ORDER) == 0.0
+    assert clock_set_back("") == 0.0
+
+
+def fake_host(monkeypatch: pytest.MonkeyPatch, outcomes: list[Exception]) -> list[Path]:
+    calls: list[Path] = []
+
+    def run_host(script: str, share: Path, *rest: object, **named: object) -> None:
+        calls.append(share)
+        assert [path.name for path in share.iterdir() if path.name != "emulator-fault"] == ["scenario.json"]
+        (share / "1-kernel").mkdir()
+        raise outcomes[len(calls) - 1]
+
+    monkeypatch.setattr("tests.lab.scenario.run_host", run_host)
+    return calls
+
+
+def test_a_scenario_is_played_once_more_after_an_emulators_fault_and_after_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs: dict[str, list[Exception]] = {
+        "twice": [EmulatorError("first"), EmulatorError("second")],
+        "then": [EmulatorError("first"), HostError("second")],
+        "panic": [HostError("first")],
+    }
+    for name, outcomes in runs.items():
+        calls = fake_host(monkeypatch, outcomes)
+        with pytest.raises(HostError, match=str(outcomes[-1])):
+            run_scenario(Scenario(["kernel"]), tmp_path / name)
+        assert len(calls) == len(outcomes)
+        assert (tmp_path / name / "emulator-fault" / "1-kernel").exists() == (len(outcomes) == 2)
 
 
 def test_a_used_result_folder_and_an_unknown_path_are_refused(tmp_path: Path) -> None:
