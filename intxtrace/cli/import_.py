@@ -41,7 +41,7 @@ def import_(
     perf.data where trace-cmd and perf are installed; each as it is, or as gzip or zstd.
 
     Several recordings of one run become one trace: devices are joined by their PCI address, clocks aligned by the
-    realtime clock or by the events that both show; how well is printed.
+    realtime clock or by the events that both show; how well is printed. One of them may be a trace of intxtrace.
 
     Which probes there were, and which kernel it was, is found there too. Markers are not read.
     """
@@ -105,7 +105,7 @@ def _merge(recordings: list[Path], output: Path, force: bool, kinds: dict[str, s
     from contextlib import ExitStack
 
     from intxtrace.errors import IntxtraceError
-    from intxtrace.importers.merge import Merged
+    from intxtrace.importers.merge import Merged, OwnTrace
     from intxtrace.importers.opening import open_recording
 
     if any(str(each) == "-" for each in recordings):
@@ -113,6 +113,8 @@ def _merge(recordings: list[Path], output: Path, force: bool, kinds: dict[str, s
     with ExitStack() as opened:
 
         def opener(path: Path) -> Callable[[], Recording]:
+            if path.suffix == ".intx":
+                return lambda: OwnTrace(path)
             return lambda: open_recording(opened.enter_context(path.open("rb")), str(path), None, kinds)
 
         openers = [opener(path) for path in recordings]

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,7 @@ import numpy.typing as npt
 from intxtrace.errors import IntxtraceError
 from intxtrace.events import SOURCE_USERSPACE, Flag, Kind, SetIrqs
 from intxtrace.importers.opening import Recording
+from intxtrace.trace.reader import TraceReader
 from intxtrace.trace.tables import Tables
 from intxtrace.units import duration
 
@@ -74,12 +76,38 @@ class _Part:
     recording: Recording
     marks: _Marks
     of_device: set[tuple[int, int]]
-    """(kind, row) of QEMU's events."""
+    """(kind, row) of QEMU's events; row -1: a device whose row only the reconstruction finds out."""
     offset: int = 0
     """ns to add to its instants."""
     rows: npt.NDArray[np.uint64] = field(default_factory=lambda: np.zeros(0, np.uint64))
     """Its rows of the device table -> ours."""
     first_vm: int = 0
+    first_probe: int = 0
+
+
+class OwnTrace:
+    """A trace file of intxtrace as a recording to merge with others: it has the realtime anchor that they lack."""
+
+    def __init__(self, path: Path) -> None:
+        """Open it.
+
+        Raises:
+            IntxtraceError: it cannot be read.
+        """
+        with TraceReader(path) as reader:
+            self.lines = reader.scan()
+            self.tables = reader.tables
+            extra = {"imported_from": "intxtrace trace", **reader.metadata.extra}
+            self.metadata = replace(reader.metadata, extra=extra)
+        self.unreadable: dict[str, int] = {}
+        self.late = 0
+        self._path = path
+
+    def __iter__(self) -> Iterator[npt.NDArray[np.void]]:
+        """Hand out the events."""
+        with TraceReader(self._path) as reader:
+            for events, _ in reader.iter_batches():
+                yield events
 
 
 class Merged:
@@ -155,6 +183,7 @@ class Merged:
             is_device, is_vm = moved["kind"] == Kind.DEVICE, moved["kind"] == Kind.VM
             moved["aux"][is_device] = part.rows[moved["aux"][is_device]].astype(np.uint32)
             moved["aux"][is_vm] += np.uint32(part.first_vm)
+            moved["aux"][moved["kind"] == Kind.PROBE] += np.uint32(part.first_probe)
             yield moved[np.argsort(moved["ts"], kind="stable")]
 
     def _join(self) -> None:
@@ -178,22 +207,26 @@ class Merged:
             part.rows = np.array(rows, np.uint64)
             part.first_vm = len(self.tables.vms)
             self.tables.vms += [replace(vm, id=part.first_vm + vm.id) for vm in tables.vms]
-            begin = len(self.tables.probes)
-            self.tables.probes += [replace(probe, id=begin + probe.id) for probe in tables.probes]
+            part.first_probe = len(self.tables.probes)
+            self.tables.probes += [replace(probe, id=part.first_probe + probe.id) for probe in tables.probes]
 
     def _check_doubles(self) -> None:
         """An event of QEMU that two recordings have would count twice."""
-        seen: dict[tuple[int, int], str] = {}
+        seen: dict[tuple[int, int], _Part] = {}
         for part in self._parts:
             for kind, row in part.of_device:
-                key = kind, int(part.rows[row])
-                if key in seen:
-                    device = self.tables.devices[key[1]]
+                key = kind, int(part.rows[row]) if row >= 0 else -1
+                same = [
+                    earlier.name
+                    for (other, at), earlier in seen.items()
+                    if other == kind and earlier is not part and (at == key[1] or -1 in (at, key[1]))
+                ]
+                if same:
                     raise IntxtraceError(
-                        f"{seen[key]} and {part.name} both have {Kind(kind).name} of {device.bdf or device.name}, "
-                        "which would count twice; leave one of them out, or its events with --map NAME=ignore"
+                        f"{same[0]} and {part.name} both have {Kind(kind).name}, which would count twice; leave one of "
+                        "them out, or its events with --map NAME=ignore"
                     )
-                seen[key] = part.name
+                seen[key] = part
 
 
 def _read(name: str, recording: Recording) -> _Part:
@@ -204,7 +237,10 @@ def _read(name: str, recording: Recording) -> _Part:
     for events in recording:
         marks.see(events)
         for kind in _OF_QEMU:
-            of_device |= {(int(kind), row) for row in np.unique(events["device"][events["kind"] == kind]).tolist()}
+            these = events[events["kind"] == kind]
+            has_row = (these["flags"] & np.uint32(Flag.SYNTHETIC)) != 0
+            rows = np.unique(these["device"][has_row]).tolist() + ([] if has_row.all() else [-1])
+            of_device |= {(int(kind), row) for row in rows}
     return _Part(name, recording, marks, of_device)
 
 

@@ -6,11 +6,14 @@ import gzip
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from intxtrace import open_trace
 from intxtrace.__main__ import main
+from intxtrace.events import Kind
 from intxtrace.importers import blocks, merge, qemu_log
+from intxtrace.trace.writer import TraceWriter
 
 FOLDER = Path(__file__).parents[1] / "traces" / "foreign"
 FTRACE, LOG = FOLDER / "ftrace-userspace.txt.gz", FOLDER / "qemu-7.2-userspace.log.gz"
@@ -85,6 +88,27 @@ def test_what_cannot_be_merged(second: str, sentence: str, tmp_path: Path, capsy
     assert not (tmp_path / "out.intx").exists()
 
 
+def test_a_trace_of_our_own_that_lacks_qemu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its realtime anchor aligns QEMU's log; the rows are those of the trace that had probes in QEMU."""
+    path = FOLDER.parent / "userspace-6.1.intx"
+    whole = open_trace(path)
+    in_qemu = [kind for kind in Kind if kind.name.startswith("QEMU_")]
+    for probe in whole.tables.probes:
+        probe.kinds = [name for name in probe.kinds if Kind[name] not in in_qemu]
+    kernel_only = tmp_path / "kernel.intx"
+    with TraceWriter(kernel_only, whole.metadata) as writer:
+        for events in whole.iter_events():
+            writer.write(events[~np.isin(events["kind"], in_qemu)], whole.tables)
+    log = path.with_name("userspace-6.1.qemu.log")
+    rows = open_trace(imported(tmp_path, str(kernel_only), str(log))).interrupts
+    assert "by the realtime clock" in capsys.readouterr().err
+    expected = open_trace(path).interrupts
+    for column in ("path", "origin", "bdf", "raised_at", "unmasked_at"):
+        assert rows[column].tolist() == expected[column].tolist(), column
+    assert main(["import", str(path), str(log), "-o", str(tmp_path / "double.intx")]) == 1
+    assert "both have QEMU_" in capsys.readouterr().err
+
+
 def test_other_runs_do_not_match(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out.intx"
     assert main(["import", str(FTRACE), str(FOLDER / "qemu-11.1.log"), "-o", str(out)]) == 1
@@ -93,8 +117,6 @@ def test_other_runs_do_not_match(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 def test_both_bounds_are_used() -> None:
     """A claim 30 µs before QEMU takes the interrupt, a lowered line 10 µs after its EOI, in clocks 5 s apart."""
-    import numpy as np
-
     times = np.cumsum(np.random.default_rng(3).integers(10**6, 10**9, 50))
     late = 5 * 10**9
     qemu = merge._Marks(taken=[times], acknowledged=[times + 200_000])
