@@ -16,9 +16,10 @@ import numpy as np
 
 from intxtrace.analysis.bursts import BurstFinder
 from intxtrace.analysis.histogram import Histogram
+from intxtrace.analysis.part import counts_of
 from intxtrace.analysis.results import Counts, Distribution, Interrupt, LogBins, Options
 from intxtrace.analysis.rows import NULL, by_device, codes, first_known, interrupt_rows, ints, plain
-from intxtrace.analysis.tally import COUNTER_EVIDENCE, counts_of
+from intxtrace.analysis.tally import COUNTER_EVIDENCE
 from intxtrace.frames import ORIGINS, OUTCOMES, PATHS, STAGES
 from intxtrace.reconstruct import Reconstructor
 
