@@ -307,7 +307,7 @@ def perf(host: Host) -> str:
 
 # Tracepoints as bpftrace reads their fields: the condition, and argument → (printf's word, expression). The names are
 # those of include/trace/events/{irq,kvm}.h and arch/x86/kvm/trace.h.
-_FIELDS: dict[str, tuple[str, dict[str, tuple[str, str]]]] = {
+TRACEPOINT_FIELDS: dict[str, tuple[str, dict[str, tuple[str, str]]]] = {
     "irq:irq_handler_entry": (
         'strncmp(str(args->name), "vfio-intx", 9) == 0',
         {"irq": ("%d", "args->irq"), "name": ('"%s"', "str(args->name)")},
@@ -367,7 +367,7 @@ def bpftrace(host: Host) -> str:
         '  [ -d /sys/kernel/tracing/events/"$1" ] || [ -d /sys/kernel/debug/tracing/events/"$1" ] || return',
         "  case $1 in",
     ]
-    for name, (condition, words) in _FIELDS.items():
+    for name, (condition, words) in TRACEPOINT_FIELDS.items():
         text = _bpf_print(name.partition(":")[2], words)
         predicate = f"/{condition}/ " if condition else ""
         lines.append(
