@@ -299,7 +299,7 @@ def perf(host: Host) -> str:
         *_WAIT,
         'perf record -q -a -k mono -m 16M -o "$out.data" "${chosen[@]}" ${seconds:+-- sleep "$seconds"}',
         '[ -s "$out.data" ] || die "perf recorded nothing"',
-        'perf script --ns -F comm,pid,tid,cpu,time,event,trace -i "$out.data" > "$out"',
+        'perf script --ns -F trace:comm,pid,tid,cpu,time,event,trace --show-lost-events -i "$out.data" > "$out"',
         'echo "wrote $out: $(wc -l < "$out") lines" >&2',
     ]
     return "\n".join(lines) + "\n"
