@@ -8,8 +8,11 @@ import json
 import os
 import re
 import shutil
+import signal
 import stat
 import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -217,10 +220,14 @@ class FakeHost:
         path.write_text(f"#!/bin/bash\n{text}\n")
         path.chmod(0o755)
 
-    def run(self, text: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    def write(self, text: str) -> Path:
         text = text.replace("/sys/kernel/tracing", str(self.tracefs)).replace("/proc/kallsyms", str(self.kallsyms))
         path = self.root / "record.sh"
         path.write_text(text)
+        return path
+
+    def run(self, text: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        path = self.write(text)
         environment = {**os.environ, "PATH": f"{self.bin}:{os.environ['PATH']}"}
         return subprocess.run(
             ["bash", str(path), *arguments], cwd=self.root, env=environment, capture_output=True, text=True, timeout=60
@@ -318,6 +325,39 @@ def test_tools_get_every_event_with_its_filter(kind: str, host: FakeHost, spaced
     assert (host.root / "out").read_text() == "text\n"
     made, removed = host.defined("kprobe_events")
     assert made
+    assert made.keys() == removed
+
+
+@pytest.mark.parametrize("group", [False, True])
+def test_a_tool_gets_one_sigint(group: bool, host: FakeHost) -> None:
+    """Whether Ctrl-C goes to all in the terminal or somebody stops the script alone."""
+    tool = f"""
+import pathlib, signal, sys, time
+if sys.argv[1] == "record":
+    hits = []
+    signal.signal(signal.SIGINT, lambda *_: hits.append(1))
+    pathlib.Path("{host.root}/runs").touch()
+    while not hits:
+        time.sleep(0.02)
+    time.sleep(0.3)
+    pathlib.Path("{host.root}/out.data").write_text("x")
+    pathlib.Path("{host.root}/hits").write_text(str(len(hits)))
+"""
+    (host.bin / "tool.py").write_text(tool)
+    host.command("perf", f'exec "{sys.executable}" "{host.bin}/tool.py" "$@"')
+    host.write(RECIPES["perf"](made_elsewhere()))
+    environment = {**os.environ, "PATH": f"{host.bin}:{os.environ['PATH']}"}
+    with subprocess.Popen(
+        ["bash", "record.sh", "out"], cwd=host.root, env=environment, stderr=subprocess.PIPE, start_new_session=True
+    ) as script:
+        while not (host.root / "runs").exists() and script.poll() is None:
+            time.sleep(0.02)
+        (os.killpg if group else os.kill)(script.pid, signal.SIGINT)
+        assert script.stderr is not None
+        said = script.stderr.read().decode()
+        assert script.wait(30) == 0, said
+    assert (host.root / "hits").read_text() == "1"
+    made, removed = host.defined("kprobe_events")
     assert made.keys() == removed
 
 
