@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 import intxtrace
-from intxtrace.cli import export, import_, info, interrupts, recipe, record, report, schema, summary
+from intxtrace.cli import export, import_, info, interrupts, live, recipe, record, report, schema, summary
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -53,6 +53,14 @@ app.command(
         "intxtrace record -- virsh start win10",
     )
 )(record.record)
+app.command(
+    epilog=_examples(
+        "intxtrace live",
+        "intxtrace live --vm win10 --path userspace --window 30s",
+        "intxtrace live --once --json | jq '.data.devices[] | {vm, bdf, path, rate}'",
+        "intxtrace live --replay trace.intx --speed 2",
+    )
+)(live.live)
 app.command(
     name="import",
     epilog=_examples(
