@@ -14,6 +14,7 @@ from intxtrace.analysis.bursts import BurstFinder
 from intxtrace.analysis.histogram import Histogram
 from intxtrace.analysis.results import MEASURES, STAGE_MEASURES, Options
 from intxtrace.analysis.rows import NULL, first_known, interrupt_rows, ints, plain
+from intxtrace.analysis.traits import Traits
 from intxtrace.frames import ORIGINS, OUTCOMES, PATHS
 
 if TYPE_CHECKING:
@@ -100,6 +101,7 @@ class DeviceTally:
 
     def __init__(self, options: Options) -> None:
         self._options = options
+        self.traits = Traits()
         self.bdf: str | None = None
         self.vm_pid: int | None = None
         self.host_irq: int | None = None
@@ -151,6 +153,7 @@ class DeviceTally:
             here = path == number
             tally = self._paths.setdefault(number, PathTally())
             tally.add({measure: values[here] for measure, values in durations.items()}, complete[here])
+        self.traits.add_interrupts(frame, rows, path, origin, outcome)
         self._keep_slowest(frame, rows, np.where(complete, durations["masked_ns"], NULL))
 
     def _keep_slowest(self, frame: pd.DataFrame, rows: npt.NDArray[np.intp], masked: Ints) -> None:
@@ -190,7 +193,9 @@ class DeviceTally:
         self.bdf = self.bdf or first_known(frame["bdf"])
         names = ("state", "bars_mapped", "begin_at", "end_at", "reason")
         columns = [[plain(value) for value in frame[name].tolist()] for name in names]
-        for interval in (results.StateInterval(*row) for row in zip(*columns, strict=True)):
+        intervals = [results.StateInterval(*row) for row in zip(*columns, strict=True)]
+        self.traits.add_states(intervals)
+        for interval in intervals:
             self._changes += 1
             if interval.end_at is None:
                 self._open_intervals.append(interval)
@@ -215,6 +220,7 @@ class DeviceTally:
 
     def fold(self, other: DeviceTally) -> None:
         """Take over the states and counters of another tally."""
+        self.traits.fold(other.traits)
         self._totals.update(other._totals)
         self._offsets.update(other._offsets)
         self._other_offsets.update(other._other_offsets)

@@ -9,6 +9,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from intxtrace import qemu_options
 from intxtrace.trace.tables import Device, Vm
 
 PROC = Path("/proc")
@@ -143,7 +144,8 @@ def installed_qemu() -> list[Path]:
 
 
 _KEPT_OPTIONS = {"name", "M", "machine", "accel", "enable-kvm", "no-kvm"}
-_KEPT_VALUES = {"device": ("vfio-pci", "intel-iommu", "amd-iommu", "virtio-iommu"), "global": ("vfio-pci", "q35", "pc")}
+_KEPT_DEVICES = ("vfio-pci", "intel-iommu", "amd-iommu", "virtio-iommu")
+_KEPT_VALUES = {"global": ("vfio-pci", "q35", "pc"), "set": ("device.",)}
 
 
 def telling_options(command_line: tuple[str, ...]) -> list[str]:
@@ -153,11 +155,10 @@ def telling_options(command_line: tuple[str, ...]) -> list[str]:
     """
     kept: list[str] = []
     words = [word[:_MAX_TEXT] for word in command_line[:4096]]
-    for word, following in itertools.zip_longest(words, words[1:], fillvalue=""):
-        option = word.lstrip("-") if word.startswith("-") else ""
-        value = "" if following.startswith("-") else following
-        if option in _KEPT_OPTIONS or (option in _KEPT_VALUES and value.startswith(_KEPT_VALUES[option])):
-            kept += [word, value] if value else [word]
+    for option, value in qemu_options.options(words):
+        named = option == "device" and qemu_options.properties(value).get("", "").startswith(_KEPT_DEVICES)
+        if option in _KEPT_OPTIONS or named or value.startswith(_KEPT_VALUES.get(option, "\0")):
+            kept += [f"-{option}", value] if value else [f"-{option}"]
     return kept
 
 
