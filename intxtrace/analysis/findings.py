@@ -488,6 +488,10 @@ def _unclaimed_lines(subjects: list[Subject]) -> Iterator[Finding]:
         )
 
 
+def _others(sharers: list[str]) -> str:
+    return f"on the line besides: {', '.join(sharers[:8])}" if sharers else "nobody else was on the line"
+
+
 # ---- delays
 
 

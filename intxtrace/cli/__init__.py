@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 import intxtrace
-from intxtrace.cli import import_, info, interrupts, record, report, summary
+from intxtrace.cli import devices, import_, info, interrupts, record, report, summary
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -45,6 +45,13 @@ def _examples(*lines: str) -> str:
     return "Examples:\n\n" + "\n\n".join(f"  {line}" for line in lines)
 
 
+app.command(
+    epilog=_examples(
+        "sudo intxtrace devices",
+        "sudo intxtrace devices --json | jq '.data.vms[].devices[].mode'",
+        "intxtrace devices trace.intx",
+    )
+)(devices.devices)
 app.command(
     epilog=_examples(
         "intxtrace record",
