@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from intxtrace.capture import kernel
+from intxtrace.capture import kernel, remedies
 from intxtrace.capture.bcc_import import import_bcc
 from intxtrace.capture.btf import Btf
 from intxtrace.capture.catalogue import CATALOGUE, QemuSpec
@@ -82,11 +82,10 @@ def compile_source(source: str) -> Any:
             log.seek(0)
             words = log.read().decode(errors="replace")
             release = os.uname().release
-            if "kernel headers" in words or not _headers_found():
+            if "kernel headers" in words or not headers_found():
                 raise IntxtraceError(
-                    f"bcc finds no headers of kernel {release}: install them (Debian, Ubuntu: apt install "
-                    f"linux-headers-{release}; Fedora: dnf install kernel-devel-{release}; Arch: pacman -S "
-                    "linux-headers), or set BCC_KERNEL_SOURCE to a kernel header folder"
+                    f"bcc finds no headers of kernel {release}: install them ({remedies.distribution().headers}), or "
+                    "set BCC_KERNEL_SOURCE to a kernel header folder"
                 ) from error
             if os.geteuid() != 0:
                 raise IntxtraceError("loading probes needs root: run this with sudo") from error
@@ -96,9 +95,10 @@ def compile_source(source: str) -> Any:
             ) from error
 
 
-def _headers_found() -> bool:
+def headers_found(root: Path = Path("/")) -> bool:
+    """Whether bcc has a place to look for the running kernel's headers in."""
     return "BCC_KERNEL_SOURCE" in os.environ or any(
-        Path(f"/lib/modules/{os.uname().release}/{name}").exists() for name in ("build", "source")
+        (root / f"lib/modules/{os.uname().release}/{name}").exists() for name in ("build", "source")
     )
 
 

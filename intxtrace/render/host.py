@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from rich.padding import Padding
+from rich.table import Table
 from rich.text import Text
 
 from intxtrace.units import UNKNOWN, count, plural, printable
@@ -13,6 +14,72 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from intxtrace.capture.devices import Devices, DeviceState
+    from intxtrace.capture.doctor import Binary, Diagnosis
+
+
+_STATES = {
+    "ok": "green",
+    "attached": "green",
+    "planned": "green",
+    "fallback": "yellow",
+    "worse": "yellow",
+    "unknown": "yellow",
+    "missing": "red",
+    "absent": "bright_black",
+}
+
+
+def print_diagnosis(found: Diagnosis, console: Console) -> None:
+    """Print what record needs, what there is of it and what to do, then the probes, QEMU's functions and the answer."""
+    where = ", ".join(filter(None, (f"Linux {found.kernel}", found.machine, found.distribution)))
+    console.print(Text(printable(where, 200), style="dim"))
+    console.print()
+    for check in found.checks:
+        _print_row(check.state, f"{check.name}: {check.found}", check.remedy, console)
+    if found.probes:
+        console.print()
+        console.print(
+            Text("probes, attached for a moment" if found.tried else "probes, as planned; not tried", style="bold")
+        )
+        for probe in found.probes:
+            how = " ".join(filter(None, (probe.method, probe.target)))
+            by = f" (found by {probe.resolved})" if probe.resolved and probe.state != "missing" else ""
+            reason = f": {probe.reason}" if probe.reason else ""
+            _print_row(probe.state, f"{probe.name}: {how}{by}{reason}" if how else f"{probe.name}{reason}", "", console)
+    for binary in found.binaries:
+        console.print()
+        _print_binary(binary, console)
+    console.print()
+    if found.ready:
+        console.print(Text("record would work", style="bold green"))
+    else:
+        console.print(Text.assemble(("record would not work: ", "bold red"), printable(found.reason or "", 1_000)))
+
+
+def _print_row(state: str, text: str, remedy: str, console: Console) -> None:
+    grid = Table.grid(padding=(0, 1))
+    grid.add_column(width=10)
+    grid.add_column(overflow="fold")
+    shown = Text(printable(text, 400))
+    if remedy:
+        shown.append("\ndo: ", "bold").append(printable(remedy, 400))
+    grid.add_row(Text(f"  {state}", style=_STATES.get(state, "")), shown)
+    console.print(grid)
+
+
+def _print_binary(binary: Binary, console: Console) -> None:
+    runs = f", run by {plural(len(binary.pids), 'VM')}" if binary.pids else ""
+    version = f" {binary.version}" if binary.version else ""
+    console.print(Text(printable(f"{binary.path}{version}{runs}", 300), style="bold"))
+    if binary.problem:
+        _print_row("missing", binary.problem, "", console)
+    for function in binary.functions:
+        state, why = ("ok", "") if function.argument else ("missing", "; its code does not prove its first argument")
+        _print_row(
+            state, f"{function.name}: {function.symbol} at {function.offset}, by {function.method}{why}", "", console
+        )
+    for name, reason in binary.missing.items():
+        _print_row("missing", f"{name}: {reason}", "", console)
 
 
 def print_devices(found: Devices, console: Console) -> None:
