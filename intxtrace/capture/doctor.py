@@ -271,6 +271,8 @@ def _privileges(root: Path) -> Check:
     sudo = "run this with sudo"
     if os.geteuid() != 0:
         return Check(name, "missing", f"user id {os.geteuid()}", sudo)
+    if (_text(root / "proc/self/uid_map") or "0 0 4294967295").split() != ["0", "0", "4294967295"]:
+        return Check(name, "missing", "root of a user namespace", "run this as root of the host itself")
     match = re.search(r"^CapEff:\s*([0-9a-f]+)$", _text(root / "proc/self/status") or "", re.M)
     if match is None:
         return Check(name, "unknown", "root; its capabilities cannot be read", "")

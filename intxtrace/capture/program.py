@@ -89,6 +89,11 @@ def compile_source(source: str) -> Any:
                 ) from error
             if os.geteuid() != 0:
                 raise IntxtraceError("loading probes needs root: run this with sudo") from error
+            if "Operation not permitted" in words:
+                raise IntxtraceError(
+                    "the kernel lets this process load no BPF: run this as root of the host itself, not of a container "
+                    "or a user namespace"
+                ) from error
             last = [line for line in words.splitlines() if "error" in line][-3:] or words.splitlines()[-3:]
             raise IntxtraceError(
                 f"bcc cannot compile the probes on kernel {release}: {' | '.join(last) or error}"

@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -137,6 +138,28 @@ def test_root_without_capabilities(
     found = checked(root)["privileges"]
     assert found.state == state
     assert ("--privileged" in found.remedy) == (state == "missing")
+
+
+def test_root_of_a_user_namespace(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    (root / "proc/self/uid_map").write_text("         0       1000          1\n")
+    found = checked(root)["privileges"]
+    assert (found.state, found.remedy) == ("missing", "run this as root of the host itself")
+    (root / "proc/self/uid_map").write_text("         0          0 4294967295\n")
+    assert checked(root)["privileges"].state == "ok"
+
+
+@pytest.mark.root
+def test_record_and_doctor_agree_in_a_user_namespace() -> None:
+    said = {}
+    for words in (("record", "--wait", "--dry-run"), ("doctor", "--wait", "--json")):
+        command = ["unshare", "--user", "--map-root-user", sys.executable, "-m", "intxtrace", *words]
+        said[words[0]] = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert {process.returncode for process in said.values()} == {1}
+    found = json.loads(said["doctor"].stdout)["data"]
+    assert said["record"].stderr == f"intxtrace: {found['reason']}\n"
+    assert "root of the host itself" in found["reason"]
+    assert {check["name"]: check["state"] for check in found["checks"]}["privileges"] == "missing"
 
 
 @pytest.mark.usefixtures("no_vm")
