@@ -42,9 +42,11 @@ lab: setup packages ## boot the nested host, record a guest on each path, compar
 	$(RUN)python -m tests.lab truth --guests kernel,hybrid,userspace --out $(OUT)/lab
 	@echo "reports: $(CURDIR)/$(OUT)/lab/*.html"
 
-lab-matrix: setup packages ## the same on every kernel of the lab
+lab-matrix: setup packages ## all guests on every kernel and QEMU of the lab
 	@rm -rf $(OUT)/lab-matrix
-	for kernel in 6.1 6.12; do $(RUN)python -m tests.lab truth --kernel $$kernel --out $(OUT)/lab-matrix/$$kernel || exit 1; done
+	for kernel in 6.1 6.12; do for qemu in 7.2 10.0; do \
+	  $(RUN)python -m tests.lab truth --kernel $$kernel --qemu $$qemu --out $(OUT)/lab-matrix/$$kernel-$$qemu || exit 1; \
+	done; done
 
 bench: setup packages ## benchmarks: each prints its figure beside a peer's from the same run
 	$(RUN)python -m tests.benchmarks

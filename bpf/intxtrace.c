@@ -20,6 +20,11 @@ struct line {
   u64 vm;
   u64 gsi;
 };
+/* Why a line is known. QEMU 10.0 gives a device's irqfd to GSI 0, the timer's, until the guest routes its pin. */
+struct line_use {
+  u32 irqfds; /* of known devices, now */
+  u32 used;   /* an interrupt of a known device went over it, or may have before the trace */
+};
 /* A traced call that is open in a task (or, for idle tasks, on a CPU). */
 struct frame {
   u64 device, link, link2, vm, arg0, arg1;
@@ -64,7 +69,7 @@ BPF_HASH(refused_addresses, u32, u32, 1024);
 BPF_HASH(refused_tgids, u32, u32, 4096);
 BPF_HASH(refused_qemu, struct qemu_key, u32, 4096);
 BPF_HASH(contexts, u64, u64, 4096);
-BPF_HASH(lines, struct line, u64, 4096);
+BPF_HASH(lines, struct line, struct line_use, 4096);
 BPF_HASH(gsis, u32, u32, 4096);
 BPF_HASH(vms, u64, u64, 1024);
 BPF_HASH(vm_of, u32, u64, 1024);
@@ -323,12 +328,36 @@ static __always_inline void qemu_judge(int refused) {
     refused_qemu.delete(&device);
 }
 
-static __always_inline void line_learn(u64 vm, u64 gsi) {
+static __always_inline struct line_use *line_make(u64 vm, u64 gsi) {
   struct line l = {.vm = vm, .gsi = gsi};
-  u64 one = 1;
-  lines.update(&l, &one);
-  u32 g = gsi, o = 1;
-  gsis.update(&g, &o);
+  struct line_use none = {};
+  u32 g = gsi, one = 1;
+  gsis.update(&g, &one);
+  return lines.lookup_or_try_init(&l, &none);
+}
+
+/* An interrupt went over it: the line stays known, whatever comes of the irqfd. */
+static __always_inline void line_learn(u64 vm, u64 gsi) {
+  struct line_use *use = line_make(vm, gsi);
+  if (use)
+    use->used = 1;
+}
+
+static __always_inline void line_assign(u64 vm, u64 gsi) {
+  struct line_use *use = line_make(vm, gsi);
+  if (use)
+    __sync_fetch_and_add(&use->irqfds, 1);
+}
+
+/* A line that lost its last irqfd before it carried anything is somebody else's. */
+static __always_inline void line_release(u64 vm, u64 gsi) {
+  struct line l = {.vm = vm, .gsi = gsi};
+  struct line_use *use = lines.lookup(&l);
+  if (!use || !use->irqfds)
+    return;
+  __sync_fetch_and_add(&use->irqfds, -1);
+  if (!use->irqfds && !use->used)
+    lines.delete(&l);
 }
 
 static __always_inline int line_known(u64 vm, u64 gsi) {
@@ -600,7 +629,8 @@ static __always_inline int irqfd_woken(u64 irqfd, u32 key, u32 fallback) {
     return 0;
   if (vm_meet(v.vm))
     return 0;
-  line_learn(v.vm, v.arg0);
+  if (key & 1)
+    line_learn(v.vm, v.arg0);
   u64 *vdev = contexts.lookup(&v.arg1);
   if (vdev && v.link2)
     contexts.update(&v.link2, vdev);
@@ -736,6 +766,7 @@ static __always_inline int on_resampler_notify(u64 vm, u64 irqchip, u64 pin) {
   return 0;
 }
 
+#define IRQFD_DEASSIGN 1 /* KVM_IRQFD_FLAG_DEASSIGN */
 /* struct kvm_irqfd { fd, gsi, flags, resamplefd } of include/uapi/linux/kvm.h, already copied into the kernel. */
 static __always_inline int on_kvm_irqfd_entry(u64 vm, u64 args) {
   struct fields v = {.vm = vm};
@@ -751,13 +782,20 @@ static __always_inline int on_kvm_irqfd_entry(u64 vm, u64 args) {
     if (v.link2)
       contexts.update(&v.link2, vdev);
   }
-  line_learn(vm, v.arg0);
+  if (!(v.arg1 & IRQFD_DEASSIGN))
+    line_assign(vm, v.arg0);
+  else if (!line_known(vm, v.arg0))
+    line_learn(vm, v.arg0);
   push(stack_make(), FLAG_IN_KVM_IRQFD, &v);
   emit(KIND_KVM_IRQFD_ENTRY, 0, &v);
   return 0;
 }
 
 static __always_inline int on_kvm_irqfd_exit(u64 ret) {
+  struct frame *f = inside(stack_find(), FLAG_IN_KVM_IRQFD);
+  u32 failed = (s32)ret != 0;
+  if (f && (f->arg1 & IRQFD_DEASSIGN) != failed)
+    line_release(f->vm, f->arg0);
   return leave(FLAG_IN_KVM_IRQFD, KIND_KVM_IRQFD_EXIT, ret);
 }
 

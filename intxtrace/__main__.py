@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -18,6 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     1: an error, told in one line on standard error; 130: interrupted; 141: whoever read our output went away; any
     other status: the command's own.
     """
+    _write_plainly()
     try:
         try:
             return _run(arguments)
@@ -40,6 +43,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return status
     except MemoryError:
         return _fail("out of memory; choose less with --from and --to, or run on a bigger machine")
+
+
+_PLAIN = {"µ": "u", "–": "-", "→": "->", "·": "|", "…": "...", "≥": ">=", "“": '"', "”": '"', "█": "#"}
+
+
+def _write_plainly() -> None:
+    """Let a terminal that is not UTF-8 have other characters instead of a traceback."""
+    codecs.register_error("intxtrace", _replace)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="intxtrace")
+
+
+def _replace(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    shown = (_PLAIN.get(char, char.encode("unicode_escape").decode()) for char in error.object[error.start : error.end])
+    return "".join(shown), error.end
 
 
 def _run(arguments: Sequence[str] | None) -> int:

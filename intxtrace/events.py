@@ -379,7 +379,7 @@ KINDS: dict[Kind, KindInfo] = {
             {
                 "device": _VDEV,
                 "aux": "row of the device table",
-                "arg0": "PCI address: domain << 16 | bus << 8 | devfn",
+                "arg0": "PCI address: domain << 16 | bus << 8 | devfn; all ones: not known",
                 "arg1": "host irq, 0 not known",
                 "value": "1 seen, 0 gone",
             },

@@ -75,9 +75,11 @@ def write_whole(path: Path | str, data: bytes, *, force: bool = False) -> None:
             write_all(fd, data)
         finally:
             os.close(fd)
-    except OSError as error:
+    except BaseException as error:  # an interruption too leaves no half file
         Path(path).unlink(missing_ok=True)
-        raise IntxtraceError(sentence(error, path)) from None
+        if isinstance(error, OSError):
+            raise IntxtraceError(sentence(error, path)) from None
+        raise
 
 
 def write_all(fd: int, data: bytes | memoryview) -> None:

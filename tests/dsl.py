@@ -422,6 +422,9 @@ def reconstruct(
 ) -> Result:
     """Feed records, cut before these indices, and return all rows."""
     reconstructor = Reconstructor(its_tables, **options)
+    if not cuts:
+        reconstructor.take(records)
+        return reconstructor.finish()
     results = [reconstructor.feed(part) for part in np.split(records, sorted(cuts))]
     results.append(reconstructor.finish())
     return Result(*(pd.concat(parts, ignore_index=True) for parts in zip(*results, strict=True)))

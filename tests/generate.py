@@ -81,6 +81,12 @@ def write(path: Path, events: int, mix: Mix) -> int:
         return writer.events
 
 
+def events_for(interrupts: int, mix: Mix = MIX) -> int:
+    """Return how many events make at least so many interrupts, floods and losses apart."""
+    cycles = [template(cycle) for cycle in _kinds(mix)]
+    return -(-interrupts * sum(len(events) for events, _ in cycles) // sum(number for _, number in cycles))
+
+
 def _kinds(mix: Mix) -> list[str]:
     return [mix.cycles[d % len(mix.cycles)] for d in range(mix.devices)]
 

@@ -463,7 +463,8 @@ class World:
         self.emit(Kind.QEMU_ENABLE, task, device=d.handle.qemu)
         yield
         d.enabled = d.trigger = True
-        d.masked = d.virq_disabled = d.pending = False
+        d.masked = d.virq_disabled
+        d.pending = False
         d.count = 0
         d.untaken.clear()
         yield from self.set_irqs(d, TRIGGER_EVENTFD, task, link=d.handle.trigger)
@@ -524,7 +525,7 @@ class World:
         yield from self.set_irqs(d, TRIGGER_NONE, task, self._off(d), count=0, aux=0)
 
     def _off(self, d: Device) -> Steps:
-        d.enabled = d.trigger = d.masked = d.pending = d.virq_disabled = False
+        d.enabled = d.trigger = d.masked = d.pending = False
         d.count = 0
         d.untaken.clear()
         self.pin(d).levels.discard(d.handle.id)
@@ -571,11 +572,10 @@ class World:
         self.emit(Kind.MASK, task, device=d.handle.vdev)
         for _ in range(self.dice.randrange(12)):
             yield
-        if d.enabled:
-            d.virq_disabled = False
-            self.emit(Kind.CONFIG_UNMASK, task, device=d.handle.vdev)
-            yield
-            yield from self.unmask_and_signal(d, task, Flag.IN_CONFIG_UNMASK)
+        d.virq_disabled = False
+        self.emit(Kind.CONFIG_UNMASK, task, device=d.handle.vdev)
+        yield
+        yield from self.unmask_and_signal(d, task, Flag.IN_CONFIG_UNMASK)
 
     def write(self, d: Device) -> Steps:
         """Somebody writes the trigger."""
@@ -671,7 +671,7 @@ class World:
             if d.guest is guest:
                 for _ in self._off(d):
                     pass
-                d.irqfd, d.work_queued, d.asserted = "", False, False
+                d.irqfd, d.work_queued, d.asserted, d.virq_disabled = "", False, False, False
         old = guest.handle
         self.emit(Kind.VM, {}, vm=old.kvm, aux=old.id, value=0)
         new = self.trace.vm()

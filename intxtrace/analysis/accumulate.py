@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from intxtrace.trace.metadata import Metadata
 from intxtrace.trace.tables import Tables
 
+FINER = 6
+"""Windows of time are counted so much finer than they are offered, for their width grows with the trace by leaps."""
+
 
 class Analysis:
     """Takes interrupts, states and counters, batch by batch, and makes the summary."""
@@ -46,6 +49,7 @@ class Analysis:
         self._first: int | None = None
         self._last: int | None = None
         self._step = time_step(0, 0, 1)
+        self._window = time_step(0, 0, 1)
 
     def add(
         self,
@@ -82,12 +86,20 @@ class Analysis:
             for device in self._devices.values():
                 device.widen(step // self._step)
             self._step = step
+        if self._options.windows > 1:
+            window = time_step(self._first, self._last, FINER * self._options.windows)
+            if window != self._window:
+                for device in self._devices.values():
+                    device.join_windows(window // self._window)
+                self._window = window
 
     def _add_interrupts(self, frame: pd.DataFrame) -> None:
         stages = np.stack([ints(frame[stage]) for stage in STAGES])
         self._see(stages.ravel())
         # The instant of an interrupt is its first stage that is known.
         instants = stages[np.argmax(stages != NULL, axis=0), np.arange(len(frame))]
+        windowed = self._timed and self._options.windows > 1
+        windows = np.where(instants == NULL, NULL, instants // self._window if windowed else 0)
         path, origin = codes(frame["path"], PATHS), codes(frame["origin"], ORIGINS)
         outcome = codes(frame["outcome"], OUTCOMES)
         durations = {measure: ints(frame[measure]) for measure in MEASURES}
@@ -98,6 +110,7 @@ class Analysis:
             device.add_interrupts(
                 frame,
                 rows,
+                windows[rows],
                 path[rows],
                 origin[rows],
                 outcome[rows],
@@ -174,13 +187,25 @@ class Analysis:
         if self._first is None or self._last is None:
             return None
         first, last = self._first // self._step, self._last // self._step
-        return results.TimeAxis(first * self._step, self._step, last - first + 1)
+        windows, joined = [self._first, self._last], 1
+        if self._options.windows > 1:
+            low, high = self._first // self._window, self._last // self._window
+            joined = -(-(high - low + 1) // self._options.windows)
+            windows[1:1] = [key * self._window for key in range(low + joined, high + 1, joined)]
+        return results.TimeAxis(
+            begin_at=first * self._step,
+            width_ns=self._step,
+            bins=last - first + 1,
+            windows=tuple(windows),
+            window_ns=self._window if len(windows) > 2 else None,
+            joined=joined,
+        )
 
     def _fold_nameless(self) -> None:
         """States and counters from before a device's VM was known belong to its only VM, if there is only one."""
         for key in [key for key in self._devices if key[1] is None and key[0] is not None]:
             named = [other for other in self._devices if other[0] == key[0] and other[1] is not None]
-            if len(named) == 1 and not self._devices[key].rows:
+            if len(named) == 1 and self._devices[key].silent:
                 self._devices[named[0]].fold(self._devices.pop(key))
 
     def _add_silent(self) -> None:
@@ -201,7 +226,9 @@ class Analysis:
         row = next((row for row in self._tables.devices if row.id == key[0]), Device(0))
         vm = next((vm for vm in self._tables.vms if vm.name == key[1]), None)
         bdf = device.bdf or row.bdf or None
-        counts, latency, floods = device.counts(), device.latency(), device.floods(recorded)
+        whole = device.whole()
+        counts, latency = whole.counts(), whole.latency()
+        floods = device.floods(counts, recorded)
         lost = device.counted("lost")
         return results.DeviceSummary(
             device=key[0],
@@ -215,13 +242,16 @@ class Analysis:
             vm_pid=vm.pid if vm and device.vm_pid is None else device.vm_pid,
             verdict=judge(key[1], bdf, counts, latency, floods, lost),
             counts=counts,
-            rate=device.rate(recording.duration_ns),
+            rate=device.rate(counts.total, recording.duration_ns),
             latency=latency,
             floods=floods,
             states=device.states(recording.end_at),
-            slowest=device.slowest(),
+            slowest=tuple(whole.slowest),
+            slowdowns=device.slowdowns(axis, latency[-1].masked_ns.p50 if latency else None),
             lost=lost,
-            figures=device.figures(axis),
+            figures=device.figures(whole, axis),
+            spans=device.spans(axis),
+            windows=device.windows(axis),
         )
 
     def _quality(self, devices: list[results.DeviceSummary]) -> results.Quality:

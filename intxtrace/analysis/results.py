@@ -25,12 +25,14 @@ class Options:
     """How many of the slowest interrupts of each device are listed."""
     time_bins: int = 200
     """Bins of time that the figures have at most."""
+    windows: int = 1
+    """Windows of time, at most, of which a reader can select a run; 1: none. The page offers some."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.burst_rate * self.burst_ns / 1e9 <= 1e7:
             raise ValueError("a burst must be between 1 and 10,000,000 interrupts long")
-        if self.slowest < 0 or self.time_bins < 1:
-            raise ValueError("slowest must be 0 or more and time_bins 1 or more")
+        if self.slowest < 0 or self.time_bins < 1 or self.windows < 1:
+            raise ValueError("slowest must be 0 or more, time_bins and windows 1 or more")
 
 
 @dataclass(frozen=True)
@@ -251,6 +253,54 @@ class PathFigures:
 
 
 @dataclass(frozen=True)
+class Slowdown:
+    """A stretch of time, of whole bins of the figures, in each of which at least a tenth of the interrupts was slow.
+
+    At least two were.
+    """
+
+    begin_at: int
+    end_at: int
+    interrupts: int
+    """With a known masked time, complete ones only …"""
+    slow: int
+    """… and how many of them were masked for the threshold or longer."""
+
+
+@dataclass(frozen=True)
+class Slowdowns:
+    """When a device was slow by its own measure."""
+
+    threshold_ns: int | None
+    """At least three times the median masked time of the device. Null if that is not known."""
+    count: int
+    largest: tuple[Slowdown, ...]
+    """Most slow interrupts first."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """A run of neighbouring windows of time: what its interrupts were."""
+
+    first: int
+    """Number of its first window, from 0 …"""
+    last: int
+    """… and of its last one."""
+    counts: Counts
+    mean_rate: float | None
+    latency: tuple[PathLatency, ...]
+
+
+@dataclass(frozen=True)
+class WindowFigures:
+    """What the figures draw of one window of time. Bins of windows add up to those of their span."""
+
+    distributions: dict[str, dict[str, LogBins]]
+    """By path, then by measure."""
+    slowest: tuple[Interrupt, ...]
+
+
+@dataclass(frozen=True)
 class DeviceSummary:
     """One device in one VM."""
 
@@ -274,9 +324,14 @@ class DeviceSummary:
     states: States
     slowest: tuple[Interrupt, ...]
     """By masked time, complete ones only."""
+    slowdowns: Slowdowns
     lost: int
     """Events of this device that were dropped."""
     figures: tuple[PathFigures, ...] = field(default=(), metadata={"json": False})
+    spans: tuple[Span, ...] = field(default=(), metadata={"json": False})
+    """One per run of windows but the one of all; empty without `Options.windows`."""
+    windows: tuple[WindowFigures, ...] = field(default=(), metadata={"json": False})
+    """One per window; empty without `Options.windows`."""
 
 
 @dataclass(frozen=True)
@@ -322,6 +377,11 @@ class TimeAxis:
     begin_at: int
     width_ns: int
     bins: int
+    windows: tuple[int, ...]
+    """Edges of the windows of time that can be selected, the trace's first and last instant included."""
+    window_ns: int | None
+    """A window is `joined` times so wide (the first and the last end with the recording); null: there is only one."""
+    joined: int
 
 
 @dataclass(frozen=True)

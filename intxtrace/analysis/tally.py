@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,10 +14,11 @@ from intxtrace.analysis import results
 from intxtrace.analysis.bins import SparseCounts
 from intxtrace.analysis.bursts import BurstFinder
 from intxtrace.analysis.histogram import Histogram
-from intxtrace.analysis.results import MEASURES, STAGE_MEASURES, Options
+from intxtrace.analysis.part import PartTally
+from intxtrace.analysis.results import Options
 from intxtrace.analysis.rows import NULL, first_known, interrupt_rows, ints, plain
 from intxtrace.analysis.traits import Traits
-from intxtrace.frames import ORIGINS, OUTCOMES, PATHS
+from intxtrace.frames import OUTCOMES, PATHS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,11 +30,18 @@ if TYPE_CHECKING:
 _SECOND = 1_000_000_000
 
 DENSITY_PER_DECADE = 10
-DISTRIBUTION_PER_DECADE = 20
 _HEIGHTS = 128
 _NO_HEIGHT = _HEIGHTS - 1
 """The bin of those interrupts whose masked time is not in the statistics."""
 _CELLS = len(PATHS) * _HEIGHTS
+
+SLOW_TIMES = 3
+"""So many times the median masked time is slow; the threshold is the next edge of a cell of the density."""
+SLOW_SHARE = 0.1
+"""Where at least this share of the interrupts of a bin of time were slow, the time was …"""
+SLOW_LEAST = 2
+"""… if there were so many: one slow interrupt is just that."""
+SLOWDOWNS_KEPT = 20
 
 INTERVALS_KEPT = 200
 OFFSETS_KEPT = 4_096
@@ -50,52 +60,6 @@ COUNTER_EVIDENCE: dict[str, frozenset[str]] = {
 """A counter without rows is 0 if a probe that makes one of these kinds of events was attached, else not known."""
 
 
-class PathTally:
-    """The interrupts of one device on one path."""
-
-    def __init__(self) -> None:
-        self.measures = {measure: Histogram() for measure in MEASURES}
-        self.parts = dict.fromkeys(STAGE_MEASURES, 0)
-        self.interrupts, self.complete = 0, 0
-
-    def add(self, durations: Mapping[str, Ints], complete: npt.NDArray[np.bool_]) -> None:
-        """Take the durations of some interrupts, by measure, and which of them are complete."""
-        self.interrupts += len(complete)
-        self.complete += int(complete.sum())
-        masked = durations["masked_ns"]
-        for measure, values in durations.items():
-            counted = complete & (values >= 0)
-            self.measures[measure].add(values[counted])
-            if measure in self.parts:
-                self.parts[measure] += int(values[counted & (masked >= 0)].sum())
-
-    def merge(self, other: PathTally) -> None:
-        """Take everything that another tally took."""
-        self.interrupts += other.interrupts
-        self.complete += other.complete
-        for measure, histogram in self.measures.items():
-            histogram.merge(other.measures[measure])
-        for measure in self.parts:
-            self.parts[measure] += other.parts[measure]
-
-    def latency(self, path: str) -> results.PathLatency:
-        """Make the statistics."""
-        masked = self.measures["masked_ns"]
-        parts = None
-        if masked.count:
-            means = {measure: round(total / masked.count, 1) for measure, total in self.parts.items()}
-            unsplit = round((masked.sum - sum(self.parts.values())) / masked.count, 1)
-            parts = results.StageShare(**means, unsplit_ns=unsplit)
-        return results.PathLatency(
-            path=path,
-            interrupts=self.interrupts,
-            complete=self.complete,
-            unmeasured=self.complete - masked.count,
-            mean_parts=parts,
-            **{measure: histogram.distribution() for measure, histogram in self.measures.items()},
-        )
-
-
 class DeviceTally:
     """One device in one VM."""
 
@@ -106,11 +70,9 @@ class DeviceTally:
         self.vm_pid: int | None = None
         self.host_irq: int | None = None
         self.gsi: int | None = None
-        self.rows: Counter[tuple[int, int, int]] = Counter()
-        self._paths: dict[int, PathTally] = {}
-        self._coalesced: int | None = None
+        self._parts: dict[int, PartTally] = {}
+        """By window of time; `NULL` for interrupts at an unknown instant."""
         self._bar_accesses = Histogram()
-        self._slowest: list[results.Interrupt] = []
         self._seconds = SparseCounts()
         self._timeline = SparseCounts()
         self._bursts = BurstFinder(options.burst_rate, options.burst_ns)
@@ -122,10 +84,16 @@ class DeviceTally:
         self._changes = 0
         self._closed_ns: Counter[str] = Counter()
 
+    @property
+    def silent(self) -> bool:
+        """No interrupt was taken."""
+        return not self._parts
+
     def add_interrupts(
         self,
         frame: pd.DataFrame,
         rows: npt.NDArray[np.intp],
+        window: Ints,
         path: Ints,
         origin: Ints,
         outcome: Ints,
@@ -136,40 +104,45 @@ class DeviceTally:
         """Take these rows of a frame of interrupts.
 
         The arrays hold columns of the rows, words as places in their lists: to take whole rows out of a frame is what
-        costs most here.
+        costs most here. `window` numbers the window of time that each is in.
         """
         for name in ("bdf", "vm_pid", "host_irq", "gsi"):
             if getattr(self, name) is None:
                 setattr(self, name, first_known(frame[name].iloc[rows]))
-        cells = np.bincount((path * len(ORIGINS) + origin) * len(OUTCOMES) + outcome)
-        for cell in np.flatnonzero(cells).tolist():
-            rest, outcome_code = divmod(cell, len(OUTCOMES))
-            self.rows[(*divmod(rest, len(ORIGINS)), outcome_code)] += int(cells[cell])
-        if (coalesced != NULL).any():
-            self._coalesced = (self._coalesced or 0) + int((coalesced == 1).sum())
         self._bar_accesses.add(accesses[accesses >= 0])
-        complete = outcome == OUTCOMES.index("complete")
-        for number in np.unique(path).tolist():
-            here = path == number
-            tally = self._paths.setdefault(number, PathTally())
-            tally.add({measure: values[here] for measure, values in durations.items()}, complete[here])
         self.traits.add_interrupts(frame, rows, path, origin, outcome)
-        self._keep_slowest(frame, rows, np.where(complete, durations["masked_ns"], NULL))
+        masked = np.where(outcome == OUTCOMES.index("complete"), durations["masked_ns"], NULL)
+        candidates = []
+        for key in np.unique(window).tolist():
+            part = self._parts.setdefault(key, PartTally())
+            here = np.flatnonzero(window == key)
+            part.add(
+                path[here],
+                origin[here],
+                outcome[here],
+                coalesced[here],
+                {measure: values[here] for measure, values in durations.items()},
+            )
+            candidates.append((part, here[self._slow(part, frame, rows[here], masked[here])]))
+        found = interrupt_rows(frame.iloc[rows[np.concatenate([places for _, places in candidates])]])
+        for part, places in candidates:
+            part.keep_slowest(found[: len(places)], self._options.slowest)
+            found = found[len(places) :]
 
-    def _keep_slowest(self, frame: pd.DataFrame, rows: npt.NDArray[np.intp], masked: Ints) -> None:
+    def _slow(
+        self, part: PartTally, frame: pd.DataFrame, rows: npt.NDArray[np.intp], masked: Ints
+    ) -> npt.NDArray[np.intp]:
+        """Give the places of those that may be among the slowest of this part."""
         wanted = self._options.slowest
-        full = len(self._slowest) == wanted
-        candidates = np.flatnonzero(masked >= (self._slowest[-1].masked_ns or 0 if full and wanted else 0))
-        if not wanted or not len(candidates):
-            return
+        least = (part.slowest[-1].masked_ns or 0) if wanted and len(part.slowest) == wanted else 0
+        candidates = np.flatnonzero(masked >= least)[: None if wanted else 0]
         if len(candidates) > wanted:
             # All that tie with the last one stay, so that ids decide and not the batches.
             least = np.partition(masked[candidates], len(candidates) - wanted)[len(candidates) - wanted]
             candidates = candidates[masked[candidates] >= least]
-            order = np.lexsort((ints(frame["id"])[rows[candidates]], -masked[candidates]))
+            order = np.lexsort((ints(frame["id"].iloc[rows[candidates]]), -masked[candidates]))
             candidates = candidates[order[:wanted]]
-        slowest = [*self._slowest, *interrupt_rows(frame.iloc[rows[candidates]])]
-        self._slowest = sorted(slowest, key=lambda row: (-(row.masked_ns or 0), row.id))[:wanted]
+        return candidates
 
     def place(self, instants: Ints, path: Ints, masked: Ints, step: int) -> None:
         """Take the instants of interrupts, in bins of `step` ns; masked time is `NULL` where it is not to count."""
@@ -187,6 +160,13 @@ class DeviceTally:
         """Join each `factor` bins of time to one."""
         keys = self._timeline.keys
         self._timeline.map_keys(keys // _CELLS // factor * _CELLS + keys % _CELLS)
+
+    def join_windows(self, factor: int) -> None:
+        """Join each `factor` windows of time to one."""
+        parts, self._parts = self._parts, {}
+        for key, part in parts.items():
+            joined = self._parts.setdefault(key if key == NULL else key // factor, PartTally())
+            joined.merge(part, self._options.slowest)
 
     def add_states(self, frame: pd.DataFrame) -> None:
         """Take a frame of device states."""
@@ -235,46 +215,64 @@ class DeviceTally:
             return self._totals[counter]
         return self._other_offsets[counter] + sum(n for key, n in self._offsets.items() if key[2] == counter)
 
-    def counts(self) -> results.Counts:
-        """Make the counts."""
-        rows = sorted(self.rows.items())
+    def whole(self) -> PartTally:
+        """Give what was taken in all windows."""
+        return PartTally.joined((part for _, part in sorted(self._parts.items())), self._options.slowest)
 
-        def by(place: int, words: tuple[str, ...]) -> dict[str, int]:
-            return {word: sum(n for key, n in rows if key[place] == code) for code, word in enumerate(words)}
+    def spans(self, axis: results.TimeAxis | None) -> tuple[results.Span, ...]:
+        """Make what is shown for each run of neighbouring windows of the axis but the one of all."""
+        if axis is None or len(axis.windows) < 3:
+            return ()
+        parts = self._windows(axis)
+        spans = []
+        for first in range(len(parts)):
+            part = PartTally()
+            for last in range(first, len(parts)):
+                part.merge(parts[last], self._options.slowest)
+                if last - first + 1 == len(parts):
+                    continue
+                length = axis.windows[last + 1] - axis.windows[first]
+                spans.append(
+                    results.Span(
+                        first=first,
+                        last=last,
+                        counts=part.counts(),
+                        mean_rate=round(part.rows.total() / (length / _SECOND), 3) if length else None,
+                        latency=part.latency(),
+                    )
+                )
+        return tuple(spans)
 
-        return results.Counts(
-            total=self.rows.total(),
-            path=by(0, PATHS),
-            origin=by(1, ORIGINS),
-            outcome=by(2, OUTCOMES),
-            rows=tuple(results.CountRow(PATHS[p], ORIGINS[o], OUTCOMES[e], n) for (p, o, e), n in rows),
-            coalesced=self._coalesced,
+    def windows(self, axis: results.TimeAxis | None) -> tuple[results.WindowFigures, ...]:
+        """Make what the figures draw of each window of the axis, and its slowest interrupts."""
+        if axis is None or len(axis.windows) < 3:
+            return ()
+        return tuple(
+            results.WindowFigures(distributions=part.distributions(), slowest=tuple(part.slowest))
+            for part in self._windows(axis)
         )
 
-    def latency(self) -> tuple[results.PathLatency, ...]:
-        """Make the statistics of each path, most interrupts first, and of all if there is more than one."""
-        latency = [tally.latency(PATHS[number]) for number, tally in self._ordered_paths()]
-        if len(latency) > 1:
-            whole = PathTally()
-            for tally in self._paths.values():
-                whole.merge(tally)
-            latency.append(whole.latency("all"))
-        return tuple(latency)
+    def _windows(self, axis: results.TimeAxis) -> list[PartTally]:
+        """The parts in the windows of the axis."""
+        assert axis.window_ns is not None
+        first, joined = axis.windows[0] // axis.window_ns, axis.joined
+        parts = [PartTally() for _ in axis.windows[1:]]
+        for key, part in sorted(self._parts.items()):
+            if key != NULL:
+                parts[(key - first) // joined].merge(part, self._options.slowest)
+        return parts
 
-    def _ordered_paths(self) -> list[tuple[int, PathTally]]:
-        return sorted(self._paths.items(), key=lambda item: (-item[1].interrupts, item[0]))
-
-    def rate(self, duration: int | None) -> results.Rate:
-        """Make the rate over a recording of so many ns, null without a clock."""
+    def rate(self, total: int, duration: int | None) -> results.Rate:
+        """Make the rate of so many interrupts over a recording of so many ns, null without a clock."""
         if not duration:
             return results.Rate(None, None, None)
-        mean = self.rows.total() / (duration / _SECOND)
+        mean = total / (duration / _SECOND)
         if not len(self._seconds.keys):
-            return results.Rate(mean, 0 if not self.rows else None, None)
+            return results.Rate(mean, 0 if not total else None, None)
         peak = int(np.argmax(self._seconds.counts))
         return results.Rate(round(mean, 3), int(self._seconds.counts[peak]), int(self._seconds.keys[peak]) * _SECOND)
 
-    def floods(self, recorded: set[str]) -> results.Floods:
+    def floods(self, counts: results.Counts, recorded: set[str]) -> results.Floods:
         """Make the flood counts. `recorded` names the kinds of events that a probe of the recording makes."""
         accesses = self._bar_accesses.distribution()
 
@@ -301,7 +299,7 @@ class DeviceTally:
             unclaimed=counter("unclaimed"),
             spurious_wakeups=counter("spurious_wakeups"),
             noop_unmasks=counter("noop_unmasks"),
-            resignals=sum(n for key, n in self.rows.items() if ORIGINS[key[1]] == "resignal"),
+            resignals=counts.origin["resignal"],
             reentries=counter("reentries"),
             bar_reads=counter("bar_reads"),
             bar_writes=counter("bar_writes"),
@@ -331,35 +329,55 @@ class DeviceTally:
             intervals=tuple(intervals),
         )
 
-    def slowest(self) -> tuple[results.Interrupt, ...]:
-        """Give the complete interrupts with the longest masked time, longest first."""
-        return tuple(self._slowest)
+    def slowdowns(self, axis: results.TimeAxis | None, median: int | None) -> results.Slowdowns:
+        """Find the times in which interrupts were masked much longer than their median."""
+        if axis is None or median is None:
+            return results.Slowdowns(None, 0, ())
+        # The edge of a cell of the density, so that what is counted is what is drawn.
+        edge = math.ceil(math.log10(max(median, 1) * SLOW_TIMES) * DENSITY_PER_DECADE)
+        measured: Counter[int] = Counter()
+        slow: Counter[int] = Counter()
+        for key, number in zip(self._timeline.keys.tolist(), self._timeline.counts.tolist(), strict=True):
+            height = key % _HEIGHTS
+            if height != _NO_HEIGHT:
+                measured[key // _CELLS] += number
+                slow[key // _CELLS] += number if height >= edge else 0
+        found: list[results.Slowdown] = []
+        last = None
+        for place in sorted(place for place, number in slow.items() if number >= SLOW_SHARE * measured[place]):
+            one = results.Slowdown(place * axis.width_ns, (place + 1) * axis.width_ns, measured[place], slow[place])
+            if last == place - 1:
+                before = found.pop()
+                one = results.Slowdown(
+                    before.begin_at, one.end_at, before.interrupts + one.interrupts, before.slow + one.slow
+                )
+            found.append(one)
+            last = place
+        found = [
+            replace(one, begin_at=max(one.begin_at, axis.windows[0]), end_at=min(one.end_at, axis.windows[-1]))
+            for one in found
+            if one.slow >= SLOW_LEAST
+        ]
+        largest = sorted(found, key=lambda one: (-one.slow, one.begin_at))[:SLOWDOWNS_KEPT]
+        return results.Slowdowns(math.ceil(10 ** (edge / DENSITY_PER_DECADE)), len(found), tuple(largest))
 
-    def figures(self, axis: results.TimeAxis | None) -> tuple[results.PathFigures, ...]:
+    def figures(self, whole: PartTally, axis: results.TimeAxis | None) -> tuple[results.PathFigures, ...]:
         """Make what the figures draw, path by path in the order of `latency`."""
         keys, counts = self._timeline.keys, self._timeline.counts
         bins, path, height = keys // _CELLS, keys // _HEIGHTS % len(PATHS), keys % _HEIGHTS
         figures = []
-        for number, tally in self._ordered_paths():
+        for name, distributions in whole.distributions().items():
             rate: npt.NDArray[np.int64] = np.zeros(axis.bins if axis else 0, np.int64)
             density: tuple[tuple[int, int, int], ...] = ()
             if axis:
-                here = path == number
+                here = path == PATHS.index(name)
                 places = bins[here] - axis.begin_at // axis.width_ns
                 np.add.at(rate, places, counts[here])
                 drawn = height[here] != _NO_HEIGHT
                 cells = (places[drawn], height[here][drawn], counts[here][drawn])
                 density = tuple(zip(*(column.tolist() for column in cells), strict=True))
             figures.append(
-                results.PathFigures(
-                    path=PATHS[number],
-                    rate=tuple(rate.tolist()),
-                    distributions={
-                        measure: histogram.log_bins(DISTRIBUTION_PER_DECADE)
-                        for measure, histogram in tally.measures.items()
-                    },
-                    density=density,
-                )
+                results.PathFigures(path=name, rate=tuple(rate.tolist()), distributions=distributions, density=density)
             )
         return tuple(figures)
 

@@ -17,6 +17,7 @@ from io import BytesIO
 from typing import BinaryIO
 
 import numpy as np
+from elftools.common.exceptions import ELFError
 from elftools.common.utils import struct_parse
 from elftools.elf.elffile import ELFFile
 from numpy.typing import NDArray
@@ -89,14 +90,13 @@ class ElfImage:
         self._entries: NDArray[np.int64] | None = None
 
     def _headers(self) -> tuple[str, tuple[Segment, ...], list[tuple[str, Section]]]:
-        # pyelftools answers malformed headers with many kinds of exception; all mean the same here.
         try:
             elf = ELFFile(self._stream)
             wide = elf.elfclass == 64 and elf.little_endian
             header = elf.header
         except OSError as error:
             raise IntxtraceError(f"{self.name} cannot be read: {error.strerror}.") from error
-        except Exception as error:
+        except ELFError as error:
             raise IntxtraceError(f"{self.name} is not an ELF file; give the QEMU binary itself.") from error
         if not wide:
             raise IntxtraceError(
@@ -113,7 +113,7 @@ class ElfImage:
                 struct_parse(elf.structs.Elf_Shdr, self._stream, header["e_shoff"] + i * header["e_shentsize"])
                 for i in range(header["e_shnum"])
             ]
-        except Exception as error:
+        except (ELFError, ValueError, OverflowError, OSError) as error:  # Or seek does not take such an offset.
             raise self.malformed("its headers lie outside of the file") from error
         table = tuple(
             Segment(str(p["p_type"]), p["p_offset"], p["p_vaddr"], p["p_filesz"], bool(p["p_flags"] & 1))

@@ -284,6 +284,8 @@ class Session:
                 table[ct.c_uint64(vdev)] = leaf
             return
         self._refused.devices.discard(vdev)
+        for one in holders:
+            self._meet(one.pid, one)  # on the userspace path KVM names the VM only once QEMU's functions are traced
         row = self._device(bdf)
         events["aux"][index] = row
         self._rows_by_vdev[vdev] = row

@@ -73,6 +73,8 @@ app.command(
     epilog=_examples(
         "intxtrace import trace.txt -o trace.intx",
         "cat /sys/kernel/tracing/trace | intxtrace import - -o now.intx",
+        "intxtrace import /var/log/libvirt/qemu/win10.log.gz -o win10.intx",
+        "intxtrace import trace.txt --map my_irq=qemu_interrupt --map my_eoi=qemu_eoi",
     ),
 )(import_.import_)
 app.command(
@@ -99,6 +101,7 @@ app.command(
 app.command(
     epilog=_examples(
         "intxtrace report trace.intx",
+        "intxtrace report trace.intx --open",
         "intxtrace report trace.intx -o report.html --device 0000:01:00.0",
     )
 )(report.report)

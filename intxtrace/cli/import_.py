@@ -10,25 +10,37 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO
 import typer
 
 if TYPE_CHECKING:
-    from intxtrace.importers.ftrace import FtraceText
+    from intxtrace.importers.opening import Recording
 
 
 def import_(
-    recording: Annotated[Path, typer.Argument(metavar="TEXT", help="What ftrace printed; - reads standard input.")],
+    recording: Annotated[Path, typer.Argument(metavar="RECORDING", help="The recording; - reads standard input.")],
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Trace file. Default: TEXT's name with .intx, here.")
+        Path | None, typer.Option("-o", "--output", help="Trace file. Default: RECORDING's name with .intx, here.")
+    ] = None,
+    mapped: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--map",
+            metavar="NAME=KIND",
+            help="What the event NAME of the text is: a kind such as handler_entry or qemu_eoi, or ignore. Repeatable.",
+        ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite the trace file.")] = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print nothing but errors.")] = False,
 ) -> None:
-    """Turn ftrace's text (trace, trace_pipe) of kernel-path probes into a trace file.
+    """Turn a recording of another tool into a trace file.
 
-    Which probes there were, and which kernel it was, is found in the text itself. Markers in it are not read.
+    What it is is found in its content: ftrace's text (trace, trace_pipe) or trace-cmd report, perf script, bpftrace
+    (text, or an object a line), a QEMU -trace log with or without timestamps, QEMU's simple trace; trace.dat and
+    perf.data where trace-cmd and perf are installed; each as it is, or as gzip or zstd.
+
+    Which probes there were, and which kernel it was, is found there too. Markers are not read.
     """
     from intxtrace import files
     from intxtrace.cli.output import note
     from intxtrace.errors import IntxtraceError
-    from intxtrace.importers.ftrace import FtraceText
+    from intxtrace.importers.opening import open_recording
 
     standard_input = str(recording) == "-"
     if output is None:
@@ -39,27 +51,45 @@ def import_(
         raise IntxtraceError(f"{output} is the recording itself; name another trace file with -o")
     if not force and os.path.lexists(output):
         raise IntxtraceError(f"{output} exists; choose another name, or overwrite it with --force")
+    kinds = _kinds(mapped or [])
     try:
         stream: BinaryIO = sys.stdin.buffer if standard_input else recording.open("rb")
         with stream:
-            text = FtraceText(stream, str(recording), ["intxtrace", *sys.argv[1:]])
-            events, size = _write(text, output, force)
+            opened = open_recording(stream, str(recording), ["intxtrace", *sys.argv[1:]], kinds)
+            events, size = _write(opened, output, force)
     except OSError as error:
         raise IntxtraceError(files.sentence(error, recording)) from None
     if quiet:
         return
-    note(f"read {text.lines:,} lines, wrote {events:,} events to {output} ({size:,} bytes)")
-    if text.unreadable:
-        note(f"{text.unreadable:,} events were left out: their text is not as their name promises")
+    what = opened.metadata.extra["imported_from"]
+    note(f"{what}: read {opened.lines:,} lines, wrote {events:,} events to {output} ({size:,} bytes)")
+    if opened.unreadable:
+        names = ", ".join(f"{name} {count:,}" for name, count in opened.unreadable.items())
+        note(f"events left out, because an argument is missing that intxtrace needs: {names}")
+    if opened.late:
+        note(f"{opened.late:,} events are older than one before them, and were given its time: several runs in a log?")
     if not events:
         note("none of them is of an INTx interrupt: record with the probes of the kernel path")
 
 
-def _write(text: FtraceText, output: Path, force: bool) -> tuple[int, int]:
+def _kinds(mapped: list[str]) -> dict[str, str]:
+    """Read NAME=KIND."""
+    from intxtrace.errors import IntxtraceError
+
+    kinds = {}
+    for text in mapped:
+        name, equals, kind = text.partition("=")
+        if not (name and equals and kind):
+            raise IntxtraceError(f"--map {text!r} is not NAME=KIND, such as --map my_probe=handler_entry")
+        kinds[name] = kind
+    return kinds
+
+
+def _write(recording: Recording, output: Path, force: bool) -> tuple[int, int]:
     """Write the trace file; return its events and bytes. A file that could not be finished is whole up to there."""
     from intxtrace.trace.writer import TraceWriter
 
-    with TraceWriter(output, text.metadata, force) as writer:
-        for events in text:
-            writer.write(events, text.tables)
+    with TraceWriter(output, recording.metadata, force) as writer:
+        for events in recording:
+            writer.write(events, recording.tables)
         return writer.events, writer.size

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
-    from intxtrace.analysis import Summary
+    from intxtrace.analysis import Options, Summary
     from intxtrace.api import Trace
     from intxtrace.cli.filters import Filters
 
@@ -51,12 +51,12 @@ def watched(trace: Trace, items: Iterable[T]) -> Iterator[T]:
             bar.stop()
 
 
-def summarised(trace: Trace, filters: Filters) -> Summary:
+def summarised(trace: Trace, filters: Filters, options: Options | None = None) -> Summary:
     """Analyse the wanted part of a trace, with progress."""
     from intxtrace.analysis import Analysis
 
     note_compile(trace)
-    analysis = Analysis(trace.metadata, filters.select(trace.tables))
+    analysis = Analysis(trace.metadata, filters.select(trace.tables), options)
     for result in watched(trace, trace.iter_results(analysis.witness.take)):
         analysis.add(filters.apply(result.interrupts), filters.apply(result.states), filters.apply(result.counters))
     return analysis.finish(*filters.clip(trace.first_at, trace.last_at))

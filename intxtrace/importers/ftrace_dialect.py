@@ -8,15 +8,43 @@ are read by name, in any order, and others are skipped. Tracepoints: the kernel'
 from __future__ import annotations
 
 import enum
-import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from intxtrace.events import INTX_INDEX, RECORD, Flag, Kind, Work
-from intxtrace.importers.ftrace_lines import MAX_NAME, Lines
-from intxtrace.importers.scan import Mask, Numbers, Offsets, Text
+from intxtrace.errors import IntxtraceError
+from intxtrace.events import INTX_INDEX, Flag, Kind, Work
+from intxtrace.importers.ftrace_scan import (
+    AS_BYTE,
+    AS_CONSTANT,
+    AS_FUNCTION,
+    AS_HEX,
+    AS_KNOWN_WORD,
+    AS_NAME,
+    AS_NUMBER,
+    AS_VFIO_NAME,
+    AS_WORD,
+    CALLS,
+    ENTERS,
+    HARD,
+    LEAVES,
+    R_AT,
+    R_BITS,
+    R_CPU,
+    R_ID,
+    R_SEEN,
+    R_TGID,
+    R_TID,
+    R_TS,
+    RETURNS,
+    SOFT,
+)
+from intxtrace.importers.scan import hash_of
+
+EXIT_IOAPIC_EOI = 26
+"""KVM_EXIT_IOAPIC_EOI of include/uapi/linux/kvm.h."""
 
 
 class Call(enum.IntEnum):
@@ -50,21 +78,52 @@ for _call, _flag in (
     FLAG_OF_CALL[_call] = _flag
 
 
+class Arg(NamedTuple):
+    """One argument of an event's text."""
+
+    field: str
+    """Where its value goes: one of `FIELDS`."""
+    key: str
+    """The word before it, with what stands between: `gsi=` or `gsi `."""
+    how: int = AS_NUMBER
+    constant: int = 0
+
+
+def _named(**keys: str) -> tuple[Arg, ...]:
+    """Return arguments as kprobes print them: `irq=20`."""
+    return tuple(Arg(field, f"{key}=") for field, key in keys.items())
+
+
+def _told(how: int = AS_NUMBER, **keys: str) -> tuple[Arg, ...]:
+    """Return arguments as tracepoints print them, `irq 20`, and as `trace-cmd report -R` does, `irq=20`."""
+    return tuple(arg for field, key in keys.items() for arg in (Arg(field, f"{key} ", how), Arg(field, f"{key}=", how)))
+
+
 @dataclass(frozen=True)
 class Source:
-    """One event of ftrace's text: its name, what it becomes, and its arguments by the record's fields."""
+    """One event of ftrace's text: its name, what it becomes, and its arguments."""
 
     name: str
     kind: Kind | None
     """None: it only helps to read the others."""
     call: Call = Call.NESTED
-    fields: dict[str, str] = field(default_factory=dict)
-    """Field (or helper of `Event`) -> argument."""
+    args: tuple[Arg, ...] = ()
+    optional: tuple[str, ...] = ()
+    """Fields that need not be read: 0 says that they are not known."""
     fallback: bool = False
     target: str = ""
+    role: int = 0
+    """See `ftrace_scan.N_HARD`."""
+
+    @property
+    def required(self) -> tuple[str, ...]:
+        """Fields without which the event cannot be used."""
+        return tuple(dict.fromkeys(arg.field for arg in self.args if arg.field not in self.optional))
 
 
-_IRQFD = {"vm": "kvm", "arg0": "gsi", "link2": "resamplefd", "arg1": "eventfd", "resampler": "resampler"}
+_IRQFD = _named(vm="kvm", arg0="gsi", link2="resamplefd", arg1="eventfd", resampler="resampler")
+_QEMU = (Arg("bdf", "name=", AS_NAME),)
+_REGION = (*_QEMU, *_named(arg0="addr", value="size", aux="nr"))
 _TP = True
 
 SOURCES = (
@@ -72,88 +131,191 @@ SOURCES = (
         "handler",
         Kind.HANDLER_ENTRY,
         Call.HANDLER,
-        {"arg0": "irq", "device": "dev", "w0": "w0", "w8": "w8"},
+        _named(arg0="irq", device="dev", w0="w0", w8="w8"),
+        optional=("w0", "w8"),
         target="vfio_intx_handler",
+        role=CALLS,
     ),
-    Source("handler_ret", Kind.HANDLER_EXIT, Call.ENDS, {"value": "ret"}, target="vfio_intx_handler"),
-    Source("efd_signal", Kind.EVENTFD_SIGNAL, fields={"link": "ctx", "aux": "id"}, target="eventfd_signal"),
+    Source("handler_ret", Kind.HANDLER_EXIT, Call.ENDS, _named(value="ret"), target="vfio_intx_handler", role=RETURNS),
+    Source(
+        "efd_signal",
+        Kind.EVENTFD_SIGNAL,
+        args=_named(link="ctx", aux="id"),
+        optional=("aux",),
+        target="eventfd_signal",
+    ),
     Source("efd_write", Kind.EVENTFD_WRITE, Call.EVENTFD_WRITE, target="eventfd_write"),
-    Source("irqfd_wakeup", Kind.IRQFD_WAKEUP, fields={**_IRQFD, "link": "wait", "value": "key"}, target="irqfd_wakeup"),
-    Source("irqfd_inject", Kind.IRQFD_INJECT, Call.ENDS, _IRQFD, target="irqfd_inject"),
+    Source(
+        "irqfd_wakeup",
+        Kind.IRQFD_WAKEUP,
+        args=(*_IRQFD, *_named(link="wait", value="key")),
+        optional=("resampler",),
+        target="irqfd_wakeup",
+    ),
+    Source("irqfd_inject", Kind.IRQFD_INJECT, Call.ENDS, _IRQFD, optional=("resampler",), target="irqfd_inject"),
     Source(
         "set_irq",
         Kind.KVM_SET_IRQ,
         Call.KVM_SET_IRQ,
-        {"vm": "kvm", "arg1": "src", "arg0": "gsi", "value": "level"},
+        _named(vm="kvm", arg1="src", arg0="gsi", value="level"),
         target="kvm_set_irq",
     ),
     Source(
         "acked_irq",
         Kind.KVM_ACK,
         Call.ENDS,
-        {"vm": "kvm", "arg1": "irqchip", "arg0": "pin"},
+        _named(vm="kvm", arg1="irqchip", arg0="pin"),
         target="kvm_notify_acked_irq",
     ),
     Source(
         "resampler_ack",
         Kind.RESAMPLER_ACK,
         Call.RESAMPLER_ACK,
-        {"vm": "kvm", "arg0": "gsi", "link": "kian"},
+        _named(vm="kvm", arg0="gsi", link="kian"),
         target="irqfd_resampler_ack",
     ),
     Source(
         "notify_resampler",
         Kind.RESAMPLER_NOTIFY,
         Call.RESAMPLER_ACK,  # As there, only resamplefds are signalled inside (irqfd_resampler_notify).
-        {"vm": "kvm", "arg1": "irqchip", "arg0": "pin"},
+        _named(vm="kvm", arg1="irqchip", arg0="pin"),
         target="kvm_notify_irqfd_resampler",
     ),
     Source(
         "virqfd_wakeup",
         Kind.VIRQFD_WAKEUP,
-        fields={"device": "vdev", "link": "eventfd", "value": "key"},
+        args=_named(device="vdev", link="eventfd", value="key"),
         target="virqfd_wakeup",
     ),
     Source(
         "virqfd_inject",
         Kind.VIRQFD_INJECT,
         Call.VIRQFD_INJECT,
-        {"device": "vdev", "link": "eventfd"},
+        _named(device="vdev", link="eventfd"),
         target="virqfd_inject",
     ),
-    Source("unmask", Kind.UNMASK_ENTRY, fields={"device": "vdev"}, target="vfio_pci_intx_unmask_handler"),
-    Source("unmask_ret", Kind.UNMASK_EXIT, fields={"value": "ret"}, target="vfio_pci_intx_unmask_handler"),
-    Source("chk_unmask_ret", Kind.CHECKED_UNMASK, fields={"value": "ret"}, target="pci_check_and_unmask_intx"),
-    Source("mask", Kind.MASK, fields={"device": "vdev"}, target="vfio_pci_intx_mask"),
-    Source("mask_locked", Kind.MASK, fields={"device": "vdev"}, target="__vfio_pci_intx_mask"),
-    Source("unmask_fn", Kind.CONFIG_UNMASK, Call.CONFIG_UNMASK, {"device": "vdev"}, target="vfio_pci_intx_unmask"),
+    Source("unmask", Kind.UNMASK_ENTRY, args=_named(device="vdev"), target="vfio_pci_intx_unmask_handler"),
+    Source("unmask_ret", Kind.UNMASK_EXIT, args=_named(value="ret"), target="vfio_pci_intx_unmask_handler"),
+    Source("chk_unmask_ret", Kind.CHECKED_UNMASK, args=_named(value="ret"), target="pci_check_and_unmask_intx"),
+    Source("mask", Kind.MASK, args=_named(device="vdev"), target="vfio_pci_intx_mask"),
+    Source("mask_locked", Kind.MASK, args=_named(device="vdev"), target="__vfio_pci_intx_mask"),
+    Source("unmask_fn", Kind.CONFIG_UNMASK, Call.CONFIG_UNMASK, _named(device="vdev"), target="vfio_pci_intx_unmask"),
     Source(
         "set_irqs",
         Kind.SET_IRQS_ENTRY,
         Call.SET_IRQS,
-        {"device": "vdev", "arg0": "flags", "arg1": "index", "w0": "start", "w8": "count"},
+        _named(device="vdev", arg0="flags", arg1="index", w0="start", w8="count"),
+        optional=("w0", "w8"),
         target="vfio_pci_set_irqs_ioctl",
     ),
     Source(
         "kvm_irqfd",
         Kind.KVM_IRQFD_ENTRY,
         Call.KVM_IRQFD,
-        {"vm": "kvm", "aux": "fd", "arg0": "gsi", "arg1": "flags"},
+        _named(vm="kvm", aux="fd", arg0="gsi", arg1="flags"),
+        optional=("aux",),
         target="kvm_irqfd",
     ),
     Source("irq_line", None, Call.ENDS),
-    Source("irq_handler_entry", Kind.HANDLER_ENTRY, fallback=_TP, target="irq:irq_handler_entry"),
-    Source("irq_handler_exit", Kind.HANDLER_EXIT, fallback=_TP, target="irq:irq_handler_exit"),
-    Source("kvm_set_irq", Kind.KVM_SET_IRQ, Call.KVM_SET_IRQ, fallback=_TP, target="kvm:kvm_set_irq"),
-    Source("kvm_ack_irq", Kind.KVM_ACK, Call.ENDS, fallback=_TP, target="kvm:kvm_ack_irq"),
-    Source("kvm_eoi", Kind.KVM_EOI, Call.ENDS, target="kvm:kvm_eoi"),
-    Source("kvm_apic_accept_irq", Kind.APIC_ACCEPT, target="kvm:kvm_apic_accept_irq"),
-    Source("kvm_apicv_accept_irq", Kind.APIC_ACCEPT, target="kvm:kvm_apicv_accept_irq"),
-    Source("kvm_msi_set_irq", Kind.MSI_SET_IRQ, target="kvm:kvm_msi_set_irq"),
-    Source("kvm_userspace_exit", Kind.USERSPACE_EXIT, Call.ENDS, target="kvm:kvm_userspace_exit"),
+    Source(
+        "irq_handler_entry",
+        Kind.HANDLER_ENTRY,
+        args=(Arg("arg0", "irq="), Arg("bdf", "name=", AS_VFIO_NAME)),
+        fallback=_TP,
+        target="irq:irq_handler_entry",
+        role=ENTERS,
+    ),
+    Source(
+        "irq_handler_exit",
+        Kind.HANDLER_EXIT,
+        args=(Arg("arg0", "irq="), Arg("value", "ret=", AS_WORD)),
+        fallback=_TP,
+        target="irq:irq_handler_exit",
+        role=LEAVES,
+    ),
+    Source(
+        "kvm_set_irq",
+        Kind.KVM_SET_IRQ,
+        Call.KVM_SET_IRQ,
+        (*_told(arg0="gsi", value="level", arg1="source"), Arg("arg1", "irq_source_id="), Arg("arg1", "src=")),
+        fallback=_TP,
+        target="kvm:kvm_set_irq",
+    ),
+    Source(
+        "kvm_ack_irq",
+        Kind.KVM_ACK,
+        Call.ENDS,
+        # `irqchip IOAPIC pin 16`, `irqchip PIC slave pin 12`; other machines print the irqchip's number.
+        (*_told(AS_KNOWN_WORD, arg1="irqchip"), Arg("arg1", "slave ", AS_CONSTANT, 1), *_told(arg0="pin")),
+        fallback=_TP,
+        target="kvm:kvm_ack_irq",
+    ),
+    Source("kvm_eoi", Kind.KVM_EOI, Call.ENDS, _told(value="vector"), target="kvm:kvm_eoi"),
+    *(
+        Source(
+            name,
+            Kind.APIC_ACCEPT,
+            args=(Arg("aux", "apicid ", AS_HEX), Arg("aux", "apicid="), *_told(value="vec")),
+            target=f"kvm:{name}",
+        )
+        for name in ("kvm_apic_accept_irq", "kvm_apicv_accept_irq")
+    ),
+    Source(
+        "kvm_msi_set_irq",
+        Kind.MSI_SET_IRQ,
+        args=(Arg("value", "vec "), Arg("value", "data=", AS_BYTE)),  # The low byte of an MSI's data is its vector.
+        target="kvm:kvm_msi_set_irq",
+    ),
+    Source(
+        "kvm_userspace_exit",
+        Kind.USERSPACE_EXIT,
+        Call.ENDS,
+        _told(AS_WORD, value="reason"),
+        target="kvm:kvm_userspace_exit",
+    ),
     Source("kvm_inj_virq", None, Call.ENDS),
-    Source("workqueue_queue_work", Kind.WORK_QUEUED, fallback=_TP, target="workqueue:workqueue_queue_work"),
-    Source("workqueue_execute_start", Kind.WORK_STARTED, fallback=_TP, target="workqueue:workqueue_execute_start"),
+    *(
+        Source(
+            name,
+            kind,
+            # The pointer is hashed by `%p`, so it joins with nothing but itself; early in a boot it is not even that.
+            args=(*_told(AS_HEX, link="struct"), Arg("link", "work=", AS_HEX), *_told(AS_FUNCTION, value="function")),
+            optional=("link",),
+            fallback=_TP,
+            target=f"workqueue:{name}",
+        )
+        for name, kind in (
+            ("workqueue_queue_work", Kind.WORK_QUEUED),
+            ("workqueue_execute_start", Kind.WORK_STARTED),
+        )
+    ),
+    # QEMU's functions, as uprobes whose `name` is the VFIODevice's: its PCI address.
+    Source("qemu_interrupt", Kind.QEMU_INTERRUPT, Call.ENDS, _QEMU, target="vfio_intx_interrupt"),
+    Source("qemu_eoi", Kind.QEMU_EOI, Call.ENDS, _QEMU, target="vfio_intx_eoi"),
+    Source("qemu_region_read", Kind.QEMU_REGION_READ, Call.ENDS, _REGION, optional=("aux",), target="vfio_region_read"),
+    Source(
+        "qemu_region_write",
+        Kind.QEMU_REGION_WRITE,
+        Call.ENDS,
+        (*_REGION, *_named(arg1="data")),
+        optional=("aux", "arg1"),
+        target="vfio_region_write",
+    ),
+    Source(
+        "qemu_mmaps",
+        Kind.QEMU_MMAPS,
+        Call.ENDS,
+        (*_QEMU, *_named(value="en", aux="nr")),
+        optional=("aux",),
+        target="vfio_region_mmaps_set_enabled",
+    ),
+    Source(
+        "qemu_resample_notify",
+        Kind.QEMU_RESAMPLE_NOTIFY,
+        Call.ENDS,
+        _named(arg0="gsi"),
+        target="kvm_resample_fd_notify",
+    ),
 )
 """Event id -> source. Events of other names (send_intx, kvm_ioapic_set_irq, tracing_mark_write, ...) are not read."""
 
@@ -163,284 +325,130 @@ FALLBACK = np.array([Flag.FALLBACK if source.fallback else 0 for source in SOURC
 CALL = np.array([source.call for source in SOURCES], np.int8)
 KPROBE = {"kvm_set_irq": "set_irq", "kvm_ack_irq": "acked_irq"}
 """Tracepoint -> the kprobe that tells more."""
+OF_QEMU = np.array([source.args[:1] == _QEMU for source in SOURCES])
+"""Events that name their device."""
 
-HELPERS = np.dtype([("w0", "<u8"), ("w8", "<u8"), ("resampler", "<u8"), ("bdf", "<i8"), ("call", "i1")])
-"""What is read beside the record: see `Events.helpers`."""
+FIELDS = ("device", "link", "link2", "vm", "arg0", "arg1", "value", "aux", "w0", "w8", "resampler", "bdf")
+"""What arguments become. `w0`, `w8`: of the handler's dev_id; `bdf`: -1 where it is not vfio's."""
 
-
-@dataclass
-class Events:
-    """Events of a block, in its order."""
-
-    lines: Lines
-    id: npt.NDArray[np.int8]
-    records: npt.NDArray[np.void]
-    helpers: npt.NDArray[np.void]
-    """`w0`, `w8` of the handler's dev_id; `bdf` of irq_handler_entry: -1 where it is not vfio's; `call`: `Call`."""
-    unreadable: int
-    """Lines whose text is not as their name promises."""
+_WORDS = {
+    b"handled": 1,
+    b"IOAPIC": 2,
+    b"PIC": 0,
+    b"KVM_EXIT_IOAPIC_EOI": EXIT_IOAPIC_EOI,
+    b"irqfd_inject": Work.IRQFD_INJECT,
+    b"virqfd_inject": Work.VIRQFD_INJECT,
+}
+WORDS = np.array([[hash_of(word), number] for word, number in _WORDS.items()], np.int64).T.copy()
+"""Arguments that are words, as `ftrace_scan` takes them."""
 
 
 @dataclass(frozen=True)
-class Span:
-    """Where the texts of some events are: from the end of the name to the end of the line."""
+class Dialect:
+    """The tables by which `ftrace_scan.scan` reads."""
 
-    name_end: Offsets
-    end: Offsets
-
-
-def _name_words(name: bytes) -> tuple[int, int, int]:
-    padded = name.ljust(MAX_NAME, b"\0")
-    return tuple(int.from_bytes(padded[i : i + 8], "little") for i in (0, 8, 16))  # type: ignore[return-value]
+    names: npt.NDArray[np.int64]
+    keys: npt.NDArray[np.int64]
 
 
-_MIX = (np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F), np.uint64(0x165667B19E3779F9))
-_WORDS = np.array([_name_words(source.name.encode()) for source in SOURCES], np.uint64)
-_HASHES: Numbers = _WORDS[:, 0] * _MIX[0] ^ _WORDS[:, 1] * _MIX[1] ^ _WORDS[:, 2] * _MIX[2]
-_ORDER = np.argsort(_HASHES)
-_MASKS = np.array([(1 << 8 * size) - 1 for size in range(9)], np.uint64)
-assert len(np.unique(_HASHES)) == len(SOURCES)
+def dialect(mapped: dict[str, str] | None = None, without: frozenset[int] = frozenset()) -> Dialect:
+    """Make the tables.
 
+    Args:
+        mapped: event's name in the text -> name of a kind of events, or of one of `SOURCES`, or `ignore`.
+        without: events that are not read.
 
-def identify(text: Text, lines: Lines) -> npt.NDArray[np.int8]:
-    """Return the event id of each line, -1 for what we do not know."""
-    size = lines.name_end - lines.name
-    words = [text.words[lines.name + begin] & _MASKS[np.clip(size - begin, 0, 8)] for begin in range(0, MAX_NAME, 8)]
-    hashes = words[0] * _MIX[0] ^ words[1] * _MIX[1] ^ words[2] * _MIX[2]
-    ids = _ORDER[np.minimum(np.searchsorted(_HASHES[_ORDER], hashes), len(SOURCES) - 1)]
-    same = size <= MAX_NAME
-    for number, part in enumerate(words):
-        same &= _WORDS[ids, number] == part
-    return np.where(same, ids, -1).astype(np.int8)
-
-
-def decode(text: Text, lines: Lines) -> Events:
-    """Read the events that are ours."""
-    ids = identify(text, lines)
-    present = set(np.unique(ids).tolist())
-    for tracepoint, kprobe in KPROBE.items():
-        if ID[tracepoint] in present and ID[kprobe] in present:
-            ids[ids == ID[tracepoint]] = -1
-    known = np.flatnonzero(ids >= 0)
-    lines, ids = lines.take(known), ids[known]
-    records = np.zeros(len(ids), RECORD)
-    helpers = np.zeros(len(ids), HELPERS)
-    records["ts"], records["cpu"] = lines.ts, lines.cpu.astype(np.uint16)
-    records["tid"], records["tgid"] = lines.tid.astype(np.uint32), lines.tgid.astype(np.uint32)
-    records["kind"] = KIND[ids]
-    records["flags"] = FALLBACK[ids]
-    helpers["call"] = CALL[ids]
-    helpers["bdf"] = -1
-    equals = text.find(b"=")
-    good = np.ones(len(ids), np.bool_)
-    for number in np.unique(ids).tolist():
-        rows = np.flatnonzero(ids == number)
+    Raises:
+        IntxtraceError: there is no such kind.
+    """
+    chosen = {source.name: number for number, source in enumerate(SOURCES) if number not in without}
+    for name, kind in (mapped or {}).items():
+        chosen.pop(name, None)
+        if kind != IGNORE:
+            chosen[name] = _source_of(kind)
+    names: list[tuple[int, ...]] = []
+    keys: list[tuple[int, ...]] = []
+    for name, number in chosen.items():
         source = SOURCES[number]
-        spans = Span(lines.name_end[rows], lines.end[rows])
-        if source.name in _FORMATS:
-            columns, read_well = _FORMATS[source.name](text, spans, equals)
-        else:
-            columns, read_well = _arguments(text, spans, equals, source.fields)
-        if not read_well.all():
-            good[rows[~read_well]] = False
-        for name, values in columns.items():
-            table = records if name in (RECORD.names or ()) else helpers
-            table[name][rows] = values.astype(table.dtype[name])
-    _finish(ids, records, helpers)
-    if good.all():
-        return Events(lines, ids, records, helpers, 0)
-    wanted = np.flatnonzero(good)
-    kept = Events(lines.take(wanted), ids[wanted], records[wanted], helpers[wanted], len(ids) - len(wanted))
-    return kept
+        required = sum(1 << FIELDS.index(field) for field in source.required)
+        columns = (hash_of(name.encode()), number, len(keys), len(keys) + len(source.args), required, source.role)
+        names.append(columns)
+        keys += [(hash_of(arg.key.encode()), FIELDS.index(arg.field), arg.how, arg.constant) for arg in source.args]
+    return Dialect(np.array(sorted(names), np.int64).T.copy(), np.array(keys, np.int64).T.copy())
 
 
-def _finish(ids: npt.NDArray[np.int8], records: npt.NDArray[np.void], helpers: npt.NDArray[np.void]) -> None:
-    """Work out the fields that are not an argument as it stands."""
-    records["aux"][ids == ID["mask_locked"]] = 1
-    rows = ids == ID["irqfd_wakeup"]
-    records["link"][rows] -= np.uint64(8)  # wait is the second member of struct kvm_kernel_irqfd, 4.15 to 7.3.
-    rows = ids == ID["resampler_ack"]
-    records["link"][rows] -= np.uint64(24)  # notifier of struct kvm_kernel_irqfd_resampler: kian - 24 is its kvm.
-    rows = (ids == ID["irqfd_wakeup"]) | (ids == ID["irqfd_inject"])
-    records["link2"][rows & (helpers["resampler"] == 0)] = 0
-    rows = ids == ID["set_irqs"]
-    both = (helpers["w0"][rows] & np.uint64(0xFFFF)) << np.uint64(16) | helpers["w8"][rows] << np.uint64(32)
-    records["arg1"][rows] = records["arg1"][rows] & np.uint64(0xFFFF) | both
-    foreign = ((records["kind"] == Kind.WORK_QUEUED) | (records["kind"] == Kind.WORK_STARTED)) & (records["value"] == 0)
-    records["kind"][foreign] = 0  # somebody else's work
-    # set_irq: level 0 of source 1 is irqfd_resampler_ack's (or the shutdown's, in a worker); level 0 of source 0 ends.
-    lowers = (records["kind"] == Kind.KVM_SET_IRQ) & (records["value"] == 0)
-    helpers["call"][lowers] = np.where(records["arg1"][lowers] == 1, Call.NESTED, Call.ENDS)
+IGNORE = "ignore"
 
 
-_Columns = tuple[dict[str, Numbers], Mask]
+def _source_of(kind: str) -> int:
+    sought = kind.lower()
+    for number, source in enumerate(SOURCES):
+        if source.name == sought or (source.kind and source.kind.name.lower() == sought):
+            return number
+    known = sorted({source.kind.name.lower() for source in SOURCES if source.kind})
+    raise IntxtraceError(f"there is no kind of event {kind!r}; choose {IGNORE} or one of {', '.join(known)}")
 
 
-def _arguments(text: Text, lines: Span, equals: Offsets, wanted: dict[str, str]) -> _Columns:
-    """Read `key=value` arguments: their order is learned from one line and verified on all others."""
-    count = len(lines.end)
-    columns = {name: np.zeros(count, np.uint64) for name in wanted}
-    good = np.zeros(count, np.bool_)
-    if not wanted:
-        return columns, ~good
-    first = np.searchsorted(equals, lines.name_end)
-    padded = np.append(equals, np.full(32, len(text.bytes) - 16))
-    todo = np.arange(count)
-    for _ in range(8):
-        if not len(todo):
-            break
-        example = int(todo[0])
-        line = text.data[int(lines.name_end[example]) : int(lines.end[example])]
-        order = {key.decode(errors="replace"): place for place, key in enumerate(re.findall(rb"([^\s=]*)=", line)[:24])}
-        places = {name: order[key] for name, key in wanted.items() if key in order}
-        fits = np.ones(len(todo), np.bool_)
-        for name, key in wanted.items():
-            if name not in places:
-                continue
-            at = padded[first[todo] + places[name]]
-            tail = f" {key}="[-8:].encode()
-            fits &= (at < lines.end[todo]) & text.has(at + 1 - len(tail), tail)
-        required = all(name in places for name in wanted if name not in ("aux", "w0", "w8", "resampler"))
-        fits[0] = True
-        these = todo[fits]
-        if required:
-            good[these] = True
-            for name, place in places.items():
-                columns[name][these] = text.number(padded[first[these] + place] + 1)[0]
-            if "resampler" in wanted and "resampler" not in places:
-                columns["resampler"][these] = 1
-        todo = todo[~fits]
-    return columns, good
+Columns = dict[str, npt.NDArray[Any]]
+"""Events as columns: the fields of a record, and what `WORKING` adds."""
 
-
-def _scan(text: Text, lines: Span, *parts: bytes) -> tuple[list[Numbers], Mask]:
-    """Read literals with decimal numbers between them, from the beginning of the event's text."""
-    at = lines.name_end + 2
-    good = np.ones(len(at), np.bool_)
-    numbers = []
-    for part in parts:
-        good &= text.has(at, part)
-        value, at = text.decimal(np.where(good, at + len(part), 0))
-        numbers.append(value)
-    return numbers, good
-
-
-def _irq_handler_entry(text: Text, lines: Span, equals: Offsets) -> _Columns:
-    """`irq=20 name=vfio-intx(0000:00:10.0)` (vfio_intx_enable names its irqaction so)."""
-    irq, at = text.decimal(lines.name_end + 6)
-    good = text.has(lines.name_end + 2, b"irq=") & text.has(at, b" name=")
-    at = np.where(good, at + 6, 0)
-    vfio = np.flatnonzero(text.has(at, b"vfio-intx("))
-    bdf = np.full(len(at), -1, np.int64)
-    if len(vfio):
-        packed = np.zeros(len(vfio), np.uint64)
-        at = at[vfio] + 10
-        fine = np.ones(len(vfio), np.bool_)
-        for after, bits in ((b":", 8), (b":", 5), (b".", 3), (b")", 0)):
-            part, at = text._digits(at, 16, 5)
-            fine &= text.bytes[at] == after[0]
-            packed = (packed | part) << np.uint64(bits)
-            at = at + 1
-        bdf[vfio] = np.where(fine, packed.astype(np.int64), -1)
-    return {"arg0": irq, "bdf": bdf.view(np.uint64)}, good
-
-
-def _irq_handler_exit(text: Text, lines: Span, equals: Offsets) -> _Columns:
-    """`irq=20 ret=handled`."""
-    irq, at = text.decimal(lines.name_end + 6)
-    good = text.has(lines.name_end + 2, b"irq=") & text.has(at, b" ret=")
-    return {"arg0": irq, "value": text.has(np.where(good, at + 5, 0), b"handled").astype(np.uint64)}, good
-
-
-def _kvm_set_irq(text: Text, lines: Span, equals: Offsets) -> _Columns:
-    (gsi, level, source), good = _scan(text, lines, b"gsi ", b" level ", b" source ")
-    return {"arg0": gsi, "value": level, "arg1": source}, good
-
-
-def _kvm_ack_irq(text: Text, lines: Span, equals: Offsets) -> _Columns:
-    """`irqchip IOAPIC pin 16`, `PIC master`, `PIC slave`; other machines print the irqchip's number."""
-    at = lines.name_end + 2
-    pin = np.zeros(len(at), np.uint64)
-    chip = np.zeros(len(at), np.uint64)
-    good = np.zeros(len(at), np.bool_)
-    for number, name in ((2, b"IOAPIC"), (0, b"PIC master"), (1, b"PIC slave")):
-        rows = np.flatnonzero(text.has(at, b"irqchip " + name + b" pin "))
-        if len(rows):
-            pin[rows] = text.decimal(at[rows] + 13 + len(name))[0]
-            chip[rows] = number
-            good[rows] = True
-    return {"arg0": pin, "arg1": chip}, good
-
-
-def _kvm_eoi(text: Text, lines: Span, equals: Offsets) -> _Columns:
-    (_, vector), good = _scan(text, lines, b"apicid ", b" vector ")
-    return {"value": vector}, good
-
-
-def _kvm_apic_accept_irq(text: Text, lines: Span, equals: Offsets) -> _Columns:
-    at = lines.name_end + 2
-    good = text.has(at, b"apicid ")
-    apic, at = text._digits(np.where(good, at + 7, 0), 16, 8)
-    good &= text.has(at, b" vec ")
-    return {"aux": apic, "value": text.decimal(np.where(good, at + 5, 0))[0]}, good
-
-
-def _kvm_msi_set_irq(text: Text, lines: Span, equals: Offsets) -> _Columns:
-    at = lines.name_end + 2
-    good = text.has(at, b"dst ")
-    _, at = text._digits(np.where(good, at + 4, 0), 16, 8)
-    good &= text.has(at, b" vec ")
-    return {"value": text.decimal(np.where(good, at + 5, 0))[0]}, good
-
-
-def _kvm_userspace_exit(text: Text, lines: Span, equals: Offsets) -> _Columns:
-    """`reason KVM_EXIT_IOAPIC_EOI (26)`."""
-    eoi = text.has(lines.name_end + 2, b"reason KVM_EXIT_IOAPIC_EOI ")
-    return {"value": np.where(eoi, 26, 0).astype(np.uint64)}, np.ones(len(eoi), np.bool_)
-
-
-def _work(text: Text, struct: Offsets, function: Offsets, good: Mask) -> _Columns:
-    """Which work it is: the pointer (hashed by `%p`, so it joins with nothing but itself), and its function."""
-    pointer, _ = text.hexadecimal(struct)
-    value = np.zeros(len(struct), np.uint64)
-    for work, name in ((Work.IRQFD_INJECT, b"irqfd_inject"), (Work.VIRQFD_INJECT, b"virqfd_inject")):
-        after = function + len(name)
-        ends = (text.bytes[after] == ord(" ")) | (text.bytes[after] == ord("\n"))
-        value[text.has(function, name) & ends & good] = work
-    return {"link": pointer, "value": value}, good
-
-
-def _workqueue_queue_work(text: Text, lines: Span, equals: Offsets) -> _Columns:
-    """`work struct=00000000f66307bf function=irqfd_inject [kvm] workqueue=...`."""
-    at = lines.name_end + 2
-    good = text.has(at, b"work struct=")
-    padded = np.append(equals, [len(text.bytes) - 16] * 2)
-    function = padded[np.searchsorted(equals, at) + 1] + 1
-    good &= (function < lines.end) & text.has(function - 10, b" function=")
-    return _work(text, at + 12, function, good)
-
-
-def _workqueue_execute_start(text: Text, lines: Span, equals: Offsets) -> _Columns:
-    """`work struct 00000000f66307bf: function irqfd_inject [kvm]`."""
-    at = lines.name_end + 2
-    good = text.has(at, b"work struct ")
-    colon = np.where(text.bytes[at + 12] == ord("("), at + 12 + len("(____ptrval____)"), at + 12 + 16)
-    good &= text.has(colon, b": function ")
-    return _work(text, at + 12, np.where(good, colon + 11, 0), good)
-
-
-_FORMATS = {
-    "irq_handler_entry": _irq_handler_entry,
-    "irq_handler_exit": _irq_handler_exit,
-    "kvm_set_irq": _kvm_set_irq,
-    "kvm_ack_irq": _kvm_ack_irq,
-    "kvm_eoi": _kvm_eoi,
-    "kvm_apic_accept_irq": _kvm_apic_accept_irq,
-    "kvm_apicv_accept_irq": _kvm_apic_accept_irq,
-    "kvm_msi_set_irq": _kvm_msi_set_irq,
-    "kvm_userspace_exit": _kvm_userspace_exit,
-    "workqueue_queue_work": _workqueue_queue_work,
-    "workqueue_execute_start": _workqueue_execute_start,
+WORKING: dict[str, type] = {
+    "w0": np.uint64,
+    "w8": np.uint64,
+    "bdf": np.int64,
+    "call": np.int8,
+    "id": np.int8,
+    "key": np.int64,
+    "hard": np.bool_,
+    "at": np.int64,
+    "carried": np.bool_,
 }
+"""`call`: `Call`; `key`: task, or per CPU: idle task, soft and hard interrupts; `at`: where the line begins;
+`carried`: of an earlier block: evidence, handed out already."""
+
+
+def columns_of(rows: npt.NDArray[np.int64], fields: npt.NDArray[np.int64]) -> Columns:
+    """Turn what `ftrace_scan` read into columns; some share memory with `fields`."""
+    ids = rows[R_ID]
+    bits = rows[R_BITS]
+    cpu, tid = rows[R_CPU], rows[R_TID]
+    hard = (bits & HARD) != 0
+    on_cpu = np.where(hard, 3, np.where((bits & SOFT) != 0, 2, 1))
+    unsigned = fields.view(np.uint64)
+    c: Columns = {name: unsigned[place] for place, name in enumerate(FIELDS)}
+    c["value"] = fields[FIELDS.index("value")].astype(np.int32)
+    c["aux"] = fields[FIELDS.index("aux")].astype(np.uint32)
+    c["bdf"] = np.where((ids == ID["irq_handler_entry"]) | OF_QEMU[ids], fields[FIELDS.index("bdf")], -1)
+    c["ts"] = rows[R_TS].view(np.uint64)
+    c["cpu"] = cpu.astype(np.uint16)
+    c["tid"], c["tgid"] = tid.astype(np.uint32), rows[R_TGID].astype(np.uint32)
+    c["kind"], c["flags"], c["call"] = KIND[ids], FALLBACK[ids], CALL[ids]
+    c["id"] = ids.astype(np.int8)
+    c["key"] = np.where((on_cpu > 1) | (tid == 0), -(cpu * 4 + on_cpu), tid)
+    c["hard"] = hard
+    c["at"] = rows[R_AT]
+    c["carried"] = np.zeros(len(ids), np.bool_)
+    plain = ((rows[R_SEEN] >> FIELDS.index("resampler")) & 1 != 0) & (c.pop("resampler") == 0)
+    _finish(c, plain)
+    return c
+
+
+def _finish(c: Columns, plain: npt.NDArray[np.bool_]) -> None:
+    """Work out the fields that are not an argument as it stands; `plain`: an irqfd that has no resampler."""
+    ids, kind = c["id"], c["kind"]
+    c["aux"][ids == ID["mask_locked"]] = 1
+    woken = ids == ID["irqfd_wakeup"]
+    c["link"][woken] -= np.uint64(8)  # wait is the second member of struct kvm_kernel_irqfd, 4.15 to 7.3.
+    rows = ids == ID["resampler_ack"]
+    c["link"][rows] -= np.uint64(24)  # notifier of struct kvm_kernel_irqfd_resampler: kian - 24 is its kvm.
+    c["link2"][(woken | (ids == ID["irqfd_inject"])) & plain] = 0
+    rows = np.flatnonzero(ids == ID["set_irqs"])
+    both = (c["w0"][rows] & np.uint64(0xFFFF)) << np.uint64(16) | c["w8"][rows] << np.uint64(32)
+    c["arg1"][rows] = c["arg1"][rows] & np.uint64(0xFFFF) | both
+    kind[((kind == Kind.WORK_QUEUED) | (kind == Kind.WORK_STARTED)) & (c["value"] == 0)] = 0  # somebody else's work
+    # set_irq: level 0 of source 1 is irqfd_resampler_ack's (or the shutdown's, in a worker); level 0 of source 0 ends.
+    lowers = (kind == Kind.KVM_SET_IRQ) & (c["value"] == 0)
+    c["call"][lowers] = np.where(c["arg1"][lowers] == 1, Call.NESTED, Call.ENDS)
+
 
 assert INTX_INDEX == 0

@@ -1,4 +1,4 @@
-"""Compiles the state machine with numba, and keeps what was compiled.
+"""Compiles the state machine, and the importers' scanners, with numba, and keeps what was compiled.
 
 numba's cache is pickled code, so it is kept only where nobody else can write: see `cache_folder`.
 """
@@ -14,7 +14,7 @@ from functools import cache
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
-from types import FunctionType
+from types import FunctionType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -28,31 +28,50 @@ from intxtrace.reconstruct import (
     masking,
     setting_up,
     signalling,
+    slots,
     state,
     states,
     tracepoints,
 )
 from intxtrace.reconstruct.state import Events
 
-_MODULES = (identity, states, ending, counting, masking, signalling, delivering, setting_up, tracepoints, machine)
+_MODULES = (
+    slots,
+    identity,
+    states,
+    ending,
+    counting,
+    masking,
+    signalling,
+    delivering,
+    setting_up,
+    tracepoints,
+    machine,
+)
 
 
 @cache
 def compiled_machine() -> Any:
-    """Return `machine.run` as a compiled function: compile it, or load it.
-
-    Every function of the machine's modules is cloned into one namespace, where the functions that it calls are compiled
-    ones; the modules themselves stay plain Python.
-    """
+    """Return `machine.run` as a compiled function: compile it, or load it."""
     types: Any = import_module("numba.core.types")
 
-    pids = _array(np.int64)
-    signature = types.int64(_type(state.BLOCK), _array(state.EVENT), types.int64, pids, pids)
+    pids = array(np.int64)
+    signature = types.int64(_type(state.BLOCK), array(state.EVENT), types.int64, pids, pids)
+    return compiled(_MODULES, machine.run, signature)
+
+
+def compiled(modules: tuple[ModuleType, ...], run: Any, signature: Any) -> Any:
+    """Return `run`, a function of one of these modules, as a compiled function: compile it, or load it.
+
+    Every function of the modules is cloned into one namespace, where the functions that it calls are compiled ones; the
+    modules themselves stay plain Python.
+    """
     namespace: dict[str, Any] = {}
-    for module in _MODULES:
+    for module in modules:
         namespace.update(vars(module))
-    functions = {n: f for n, f in namespace.items() if isinstance(f, FunctionType) and _is_rule(f)}
-    run = functions.pop(machine.run.__name__)
+    names = {module.__name__ for module in modules}
+    functions = {n: f for n, f in namespace.items() if isinstance(f, FunctionType) and f.__module__ in names}
+    del functions[run.__name__]
     for name, function in functions.items():
         namespace[name] = _compiled(_clone(function, namespace))
     return _compiled(_clone(run, namespace), signature)
@@ -63,8 +82,8 @@ def _compiled_assembly() -> Any:
     """Return `_assemble` as a compiled function."""
     types: Any = import_module("numba.core.types")
 
-    columns = types.Tuple([_array(signed) for signed in state.SIGNED.values()])
-    return _compiled(_assemble, types.void(columns, _array(state.EVENT, readonly=False)))
+    columns = types.Tuple([array(signed) for signed in state.SIGNED.values()])
+    return _compiled(_assemble, types.void(columns, array(state.EVENT, readonly=False)))
 
 
 def _clone(function: FunctionType, namespace: dict[str, Any]) -> FunctionType:
@@ -77,8 +96,9 @@ def _type(dtype: Any) -> Any:
     return import_module("numba.np.numpy_support").from_dtype(np.dtype(dtype))
 
 
-def _array(dtype: Any, readonly: bool = True) -> Any:
-    return import_module("numba.core.types").Array(_type(dtype), 1, "C", readonly=readonly)
+def array(dtype: Any, readonly: bool = True, dimensions: int = 1) -> Any:
+    """Return numba's type of an array; `readonly` takes any."""
+    return import_module("numba.core.types").Array(_type(dtype), dimensions, "C", readonly=readonly)
 
 
 def _compiled(function: Callable[..., Any], signature: Any = None) -> Any:
@@ -149,14 +169,11 @@ def prepare() -> None:
     _compiled_assembly()
 
 
-def is_kept() -> bool:
-    """Whether the compiled machine is kept from before, so that only loading takes time."""
+def is_kept(run: Any = machine.run) -> bool:
+    """Whether a compiled function, or else the machine, is kept from before, so that only loading takes time."""
     folder = cache_folder()
-    return folder is not None and any(folder.rglob(f"*.{machine.run.__name__}-*.nbc"))
-
-
-def _is_rule(function: FunctionType) -> bool:
-    return any(function.__module__ == module.__name__ for module in _MODULES)
+    module = run.__module__.rpartition(".")[2]
+    return folder is not None and any(folder.rglob(f"{module}.{run.__name__}-*.nbc"))
 
 
 def cache_folder() -> Path | None:
@@ -196,6 +213,8 @@ def is_ours_alone(folder: Path) -> bool:
 
 def _digest() -> str:
     package = Path(__file__).parent
-    sources = [*sorted(package.glob("*.py")), package.parent / "events.py", package.parent / "frames.py"]
+    importers = package.parent / "importers"
+    sources = [*sorted(package.glob("*.py")), *sorted(importers.glob("*.py"))]
+    sources += [package.parent / "events.py", package.parent / "frames.py"]
     text = b"".join(path.read_bytes() for path in sources)
     return hashlib.sha256(text + version("numba").encode() + version("numpy").encode()).hexdigest()[:16]

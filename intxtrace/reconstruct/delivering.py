@@ -95,11 +95,19 @@ def inject(s: State, i: int, before: int, ts: int) -> None:
     x = s.interrupts[i]
     x.injected_at = ts
     x.assumed = 0
-    x.fresh = 1
+    x.fresh = next_injection(s)
     if before >= 0:
         x.coalesced = 1
     if x.path == USERSPACE and s.kinds[KVM_ACK] > 0:
         x.reentries = 0
+
+
+def next_injection(s: State) -> int:
+    """Number an injection."""
+    m = s.machine[0]
+    m.injections += 1
+    number: int = m.injections
+    return number
 
 
 def on_kvm_set_irq(s: State, e: Any) -> None:
@@ -120,6 +128,7 @@ def on_kvm_set_irq(s: State, e: Any) -> None:
             x = s.interrupts[i]
             if x.fresh:
                 x.injected_at = e.ts
+                x.fresh = next_injection(s)
                 if x.path == NO_PATH:
                     # irqfd_inject: an irqfd with a resampler uses KVM_IRQFD_RESAMPLE_IRQ_SOURCE_ID.
                     x.path = KERNEL if e.arg1 == SOURCE_RESAMPLE else HYBRID
@@ -257,7 +266,7 @@ def serves(s: State, d: int, i: int, gsi: int, racing: bool) -> bool:
     while j >= 0:
         y = s.interrupts[j]
         ended = y.eoi_at != NULL or (y.path != USERSPACE and y.acknowledged_at != NULL)
-        earlier = y.coalesced == NULL and y.injected_at < s.interrupts[i].injected_at
+        earlier = y.coalesced == NULL and y.fresh < s.interrupts[i].fresh
         delivered = not y.fresh or y.coalesced == 0 or (racing and earlier)
         if j != i and y.injected_at != NULL and not ended and delivered and gsi in (NULL, y.gsi):
             return True
@@ -270,13 +279,8 @@ def on_kvm_ack(s: State, e: Any) -> None:
     gsi = gsi_of_pin(e)
     if gsi == NULL:
         return
-    t = task_of(s, e)
-    task = s.tasks[t]
-    task.ack_at = e.ts
-    task.ack_vm = vm_of(s, e)
-    task.ack_gsi = gsi
-    task.resampler_ack = 0
-    line = line_of(s, task.ack_vm, gsi)
+    s.tasks[task_of(s, e)].resampler_ack = 0
+    line = line_of(s, vm_of(s, e), gsi)
     if line < 0:
         return
     d = s.lines[line].first

@@ -67,8 +67,10 @@ def settled(s: State, i: int) -> bool:
     if x.path == NO_PATH and x.sent_at != NULL and not unmasked:
         return False  # Signalled, and nobody has taken it yet.
     unsent = (x.origin == RESIGNAL or x.origin == PENDING) and x.sent_at == NULL and x.path != HELD
-    if unsent and not x.lossy and s.devices[x.device].trigger != 0 and s.kinds[EVENTFD_SIGNAL] > 0:
-        return False  # The worker that signals it has not come yet (virqfd_inject).
+    if unsent and not x.lossy and s.kinds[EVENTFD_SIGNAL] > 0:
+        return False  # Its caller, or the worker that signals it (virqfd_inject), has not come to that yet.
+    if x.path == USERSPACE and x.taken_at == NULL and (s.kinds[EVENTFD_READ] > 0 or s.kinds[QEMU_INTERRUPT] > 0):
+        return False  # No irqfd took the signal, and QEMU has not yet (vfio_intx_interrupt).
     if x.acknowledged_at != NULL or x.doomed or x.unshown:
         return True
     if x.fresh and s.kinds[KVM_SET_IRQ_EXIT] > 0:
@@ -101,15 +103,17 @@ def hand_out_settled(s: State, d: int) -> None:
 
     Oldest first, so that a resignal's parent has its id when the resignal needs it.
     """
-    i = s.devices[d].head
-    while i >= 0 and settled(s, i) and not awaited(s, i):
+    device = s.devices[d]
+    i = device.head
+    while i >= 0:
+        over = settled(s, i)
+        if not over or awaited(s, i):
+            if device.in_flight <= MAX_IN_FLIGHT:
+                return
+            if not over:
+                s.interrupts[i].lossy = 1  # So many came after it, and its end was not seen.
         hand_out(s, d, SETTLED)
-        i = s.devices[d].head
-    while s.devices[d].in_flight > MAX_IN_FLIGHT:
-        # So many came after it, and its end was not seen.
-        i = s.devices[d].head
-        s.interrupts[i].lossy = 0 if settled(s, i) else 1
-        hand_out(s, d, SETTLED)
+        i = device.head
 
 
 def outcome_of(s: State, i: int, why: int) -> int:

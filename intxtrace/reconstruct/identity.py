@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from intxtrace.reconstruct.slots import slot_of
 from intxtrace.reconstruct.state import (
     NULL,
     TAG_DEVICE,
@@ -17,16 +18,6 @@ from intxtrace.reconstruct.state import (
     State,
 )
 from intxtrace.reconstruct.vocabulary import NO_STATE, NOTHING_SEEN, SYNTHETIC
-
-
-def slot_of(slots: Any, rows: int, tag: int, a: int, b: int) -> int:
-    """Return where a key is in the first `rows` of the hash map, or where it would go (linear probing)."""
-    mask = rows - 1
-    # Bits 32 and up of the product are the same in wrapping and in unbounded integers.
-    at = ((a ^ (b * 0x9E3779B1) ^ (tag << 56)) * 0x1E3779B97F4A7C15 >> 32) & mask
-    while slots[at].tag != 0 and (slots[at].a != a or slots[at].b != b or slots[at].tag != tag):
-        at = (at + 1) & mask
-    return at
 
 
 def find(s: State, tag: int, a: int, b: int) -> int:
@@ -59,12 +50,10 @@ def new_device(s: State, e: Any) -> int:
     device.bdf = -1
     device.vm = -1
     device.line = -1
-    device.next_on_line = -1
     device.head = -1
     device.tail = -1
     device.masked_by = -1
     device.handler_at = NULL
-    device.proof_at = NULL
     device.handler_interrupt = -1
     device.trapped = -1
     device.state = NO_STATE
@@ -121,6 +110,7 @@ def learn_trigger(s: State, d: int, ctx: int) -> None:
     device = s.devices[d]
     if ctx != 0 and device.trigger != ctx:
         device.trigger = ctx
+        device.no_trigger = 0
         put(s, TAG_TRIGGER, ctx, 0, d)
 
 
@@ -194,7 +184,6 @@ def leave_line(s: State, d: int) -> None:
             other = s.devices[other].next_on_line
         s.devices[other].next_on_line = s.devices[d].next_on_line
     s.devices[d].line = -1
-    s.devices[d].next_on_line = -1
 
 
 def device_of_irqfd(s: State, e: Any) -> int:
@@ -234,11 +223,9 @@ def task_of(s: State, e: Any) -> int:
         task.taking = -1
         task.acked = -1
         task.deassert_at = NULL
-        task.ack_at = NULL
         task.notify_at = NULL
         task.exit_at = NULL
         task.write_at = NULL
-        task.set_irqs_device = -1
         put(s, TAG_TASK, e.tid, b, t)
     s.tasks[t].seen_at = e.ts
     return t
@@ -256,4 +243,3 @@ def join_qemu(s: State, task: Any, e: Any, d: int) -> None:
     if task.qemu != 0:
         put(s, TAG_QEMU, task.qemu, e.tgid, d)
         s.devices[d].owner = e.tgid
-        task.qemu = 0

@@ -214,7 +214,6 @@ def run(s: State, batch: Any, start: int, vm_pids: Any, device_pids: Any) -> int
             task = s.tasks[task_of(s, e)]
             task.qemu = e.device
             task.qemu_kind = QEMU_ENABLE
-            task.qemu_at = e.ts
         elif kind in (QEMU_REGION_READ, QEMU_REGION_WRITE):
             if s.kinds[QEMU_REGION_COUNT] == 0:  # Otherwise only the first access after an interrupt is sent.
                 write = 1 if kind == QEMU_REGION_WRITE else 0
@@ -246,4 +245,3 @@ def finish(s: State) -> None:
             hand_out(s, d, TRACE_ENDED)
         end_state(s, d, NULL)
     roll_window(s, 0)
-    s.machine[0].window = NULL

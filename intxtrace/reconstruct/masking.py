@@ -132,10 +132,12 @@ def on_handler_exit(s: State, e: Any) -> None:
     elif i != HANDED_OUT:
         if i < 0:
             # Claimed and not signalled: no trigger is set, or virq_disabled was set in between.
+            begun = device.handler_at != NULL or s.kinds[HANDLER_ENTRY] == 0
             i = claim(s, d)
-            if e.flags & FALLBACK:
+            if e.flags & FALLBACK or not begun:
                 # The kprobe missed the handler, and so the ones nested in it: a kprobe's hit inside of another one's is
-                # dropped (kprobe_int3_handler, reenter_kprobe).
+                # dropped (kprobe_int3_handler, reenter_kprobe). Or it began before the trace, or before events were
+                # lost: the signal may have come then.
                 s.interrupts[i].missed = 1
             elif s.kinds[EVENTFD_SIGNAL] > 0:
                 s.interrupts[i].path = HELD
@@ -147,7 +149,10 @@ def on_handler_exit(s: State, e: Any) -> None:
 
 
 def claim(s: State, d: int) -> int:
-    """The handler claimed the line and masked it (pci_check_and_mask_intx, or disable_irq_nosync)."""
+    """The handler claimed the line and masked it (pci_check_and_mask_intx, or disable_irq_nosync).
+
+    The interrupt before may be settled by that; the caller hands it out.
+    """
     device = s.devices[d]
     before = device.masked_by
     device.claims += 1
@@ -159,7 +164,6 @@ def claim(s: State, d: int) -> int:
             if opened_at != NULL:
                 s.interrupts[before].unmasked_at = opened_at
                 s.interrupts[before].proof = CHECKED if device.proof_at != NULL else ASSUMED
-            device.masked_by = -1
         device.proof_at = NULL
     elif before >= 0:
         # It can only claim an unmasked line, so an unmask was missed.
@@ -169,14 +173,12 @@ def claim(s: State, d: int) -> int:
         elif s.kinds[UNMASK_ENTRY] == 0 and s.interrupts[before].path == KERNEL and device.line < 0:
             # irqfd_resampler_ack has unmasked it, after an EOI that could not be told from another VM's.
             s.interrupts[before].unshown = 1
-        device.masked_by = -1
     known = device.lost != 0 or device.mask_known != 0
     i = raise_masked(s, d, HARDWARE, device.handler_at)
     if device.handler_at == NULL and s.kinds[HANDLER_ENTRY] > 0:
         begin_is_missing(s, i, known)
     device.lost = 0
     device.handler_interrupt = i
-    hand_out_settled(s, d)
     return i
 
 
@@ -189,11 +191,16 @@ def no_irqfd_took_it(s: State, i: int) -> None:
 
 
 def ioctl_did_not_signal(s: State, d: int, tid: int) -> None:
-    """An unmask by ioctl that found the line asserted returns: vfio_send_intx_eventfd came before, or never will."""
+    """An unmask by ioctl that found the line asserted returns: vfio_send_intx_eventfd came before, or never will.
+
+    Where events are known to be lost the path stays unknown (`setting_up.lose`). An event that was lost without a
+    LOST (no producer of ours does that) would be read as held: nothing tells the two apart.
+    """
     i = s.devices[d].head
     while i >= 0:
         x = s.interrupts[i]
-        if x.signaller == tid and x.sent_at == NULL and x.path == NO_PATH and s.kinds[EVENTFD_SIGNAL] > 0:
+        unsent = x.sent_at == NULL and not x.missed and s.kinds[EVENTFD_SIGNAL] > 0
+        if x.signaller == tid and unsent and x.path == NO_PATH:
             x.path = HELD
         i = x.next
 
@@ -220,7 +227,6 @@ def on_unmask_exit(s: State, e: Any) -> None:
         unmask(s, d, t, proof, e.ts)
     else:
         s.devices[d].noop_unmasks += 1
-    task.ack_at = NULL
     task.resampler_ack = 0
 
 
@@ -252,7 +258,6 @@ def forget_unmasks(s: State, d: int) -> None:
     device = s.devices[d]
     device.unmasks_open = 0
     device.unmasks_since += 1
-    device.proof_at = NULL
 
 
 def on_unmask_proof(s: State, e: Any, shared: int) -> None:
@@ -334,8 +339,9 @@ def refuse(s: State, d: int, t: int, ts: int) -> int:
     if parent < 0 and t != NULL:
         parent = headless_end(s, d, t, 0)
     resignal = parent >= 0 and (s.interrupts[parent].sent_at != NULL or s.interrupts[parent].headless != 0)
-    device.masked_by = -1
     child = raise_masked(s, d, RESIGNAL if resignal else PENDING, ts if resignal and t != NULL else NULL)
+    if device.no_trigger and s.kinds[EVENTFD_SIGNAL] > 0:
+        s.interrupts[child].path = HELD  # vfio_send_intx_eventfd has no eventfd to signal.
     if parent >= 0:
         s.interrupts[parent].refused_at = ts
         if resignal:

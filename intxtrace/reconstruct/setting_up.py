@@ -35,6 +35,7 @@ from intxtrace.reconstruct.vocabulary import (
     DEVICE_WENT,
     DISABLED,
     ENABLED,
+    HELD,
     INTX_INDEX,
     IRQFD_FAILED,
     IRQFD_PLAIN,
@@ -45,6 +46,7 @@ from intxtrace.reconstruct.vocabulary import (
     MSIX_ENABLED,
     MSIX_INDEX,
     NO_FD,
+    NO_PATH,
     NO_STATE,
     OFF,
     QEMU_ENABLE,
@@ -64,6 +66,8 @@ def on_set_irqs_entry(s: State, e: Any) -> None:
     """VFIO_DEVICE_SET_IRQS begins: what QEMU was doing tells which VFIODevice this vdev is."""
     d = device_of(s, e)
     device = s.devices[d]
+    if device.owner != 0 and device.owner != e.tgid:
+        device.virq_disabled = 0  # Opened anew (vfio_pci_core_disable); INTx that is enabled anew keeps it.
     device.owner = e.tgid
     t = task_of(s, e)
     task = s.tasks[t]
@@ -113,12 +117,12 @@ def set_irqs(s: State, e: Any, d: int) -> None:
         if e.arg0 == DATA_EVENTFD | ACTION_TRIGGER:
             if e.aux == NO_FD:
                 device.trigger = 0  # No eventfd: what comes is held.
+                device.no_trigger = 1
                 return
             moved = e.link != 0 and device.trigger != 0 and device.trigger != e.link
             learn_trigger(s, d, e.link)
             device.mask_known = 1
             if device.state == OFF or device.state == NO_STATE or moved:
-                device.virq_disabled = 0
                 set_state(s, d, STATE_USERSPACE, ENABLED, 0, e.ts)
         elif e.arg0 == DATA_EVENTFD | ACTION_UNMASK:
             learn_resample(s, d, e.link)
@@ -182,12 +186,10 @@ def shut_down(s: State, d: int, reason: int, ts: int) -> None:
     while s.devices[d].head >= 0:
         hand_out(s, d, TORN_DOWN)
     device = s.devices[d]
-    device.masked_by = -1
     device.handler_at = NULL
     device.handler_interrupt = -1
     device.trigger = 0
     device.resample = 0
-    device.virq_disabled = 0
     forget_unmasks(s, d)
     if device.line >= 0:
         leave_line(s, d)
@@ -219,6 +221,10 @@ def lose(s: State, d: int) -> None:
         x = s.interrupts[i]
         if not settled(s, i):
             x.lossy = 1
+            if x.sent_at == NULL:
+                x.missed = 1  # Its signal may be among what was lost,
+                if x.path == HELD:
+                    x.path = NO_PATH  # so it may not have been held.
         elif x.eoi_at == NULL or x.bar_open:
             x.bar_accesses = NULL
             x.reentries = NULL
@@ -245,6 +251,7 @@ def on_device(s: State, e: Any, device_pids: Any) -> None:
     if e.value == 0:
         if d >= 0:
             shut_down(s, d, DEVICE_WENT, e.ts)
+            s.devices[d].virq_disabled = 0
         return
     if d >= 0 and s.devices[d].id >= 0 and s.devices[d].id != e.aux:
         shut_down(s, d, DEVICE_WENT, e.ts)  # The address belongs to another device now.
@@ -293,3 +300,4 @@ def vm_went(s: State, v: int, ts: int) -> None:
                 shut_down(s, d, VM_WENT, ts)
             device.vm = -1
             device.owner = 0
+            device.virq_disabled = 0

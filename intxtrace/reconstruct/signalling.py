@@ -130,7 +130,6 @@ def on_eventfd_read(s: State, e: Any) -> None:
         else:
             # Nothing was signalled: vfio_intx_interrupt returns and asserts nothing.
             s.devices[d].spurious_wakeups += 1
-    task.qemu = 0
     task.qemu_kind = 0
 
 
@@ -148,7 +147,6 @@ def on_qemu_interrupt(s: State, e: Any) -> None:
         d = only_untaken(s, e.tgid)
         if d >= 0:
             join_qemu(s, task, e, d)
-    task.qemu = 0
     task.qemu_kind = 0
     if d >= 0:
         take(s, d, t, e.ts, True)
@@ -211,7 +209,6 @@ def take(s: State, d: int, t: int, ts: int, probed: bool) -> None:
         if device.masked_by < 0:
             device.masked_by = taken
             device.mask_known = 1
-    x = s.interrupts[taken]
     if probed and (s.kinds[QEMU_REGION_READ] > 0 or s.kinds[QEMU_REGION_COUNT] > 0):
         x.bar_accesses = 0
         x.bar_open = 1

@@ -15,6 +15,7 @@ import numpy as np
 
 from intxtrace.errors import IntxtraceError
 from intxtrace.events import RECORD, Kind
+from intxtrace.reconstruct.slots import slot_of
 
 HANDED_OUT = -2
 """Of `handler_interrupt`: the interrupt that the handler signalled has ended before the handler returned."""
@@ -70,6 +71,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
         "now",
         "window",  # begin of the counting window, NULL before the first event
         "lost",  # events lost in this window, of no known device
+        "injections",  # calls that raised a line: equal instants do not tell which came first
         "woken",  # the device whose irqfd was woken last, and on which CPU
         "woken_cpu",
         "out_interrupts",
@@ -83,7 +85,8 @@ FIELDS: dict[str, tuple[str, ...]] = {
         "host_irq",
         "owner",  # tgid of the process that set its interrupts up
         "vm",  # row of vms, -1
-        "trigger",  # eventfd_ctx that vfio signals
+        "trigger",  # eventfd_ctx that vfio signals, 0 not known or none
+        "no_trigger",  # 1: none is set
         "resample",  # eventfd_ctx that unmasks
         "line",  # row of lines, -1: where its interrupts go in the guest
         "next_on_line",
@@ -127,15 +130,15 @@ FIELDS: dict[str, tuple[str, ...]] = {
         "injecting",  # device whose line it raises now, -1
         "asserted",  # 1: kvm_set_irq has been called for that
         "taking",  # device whose eventfd QEMU has just read, -1
-        "qemu",  # VFIODevice of a QEMU call that waits for its kernel call, 0
-        "qemu_kind",
+        "qemu_kind",  # the QEMU call that waits for its kernel call, 0
+        "qemu",  # its VFIODevice, 0 if nothing is to be learned of it
         "qemu_at",
         "deassert_at",  # kvm_set_irq level 0, source 0
-        "ack_at",  # guest EOI
+        "resampler_ack",  # 1: the guest's EOI that it handles reached irqfd_resampler_ack
+        "ack_at",  # irqfd_resampler_ack
         "ack_vm",
         "ack_gsi",
         "acked",  # the one device that an EOI of an unnamed VM was for, -1
-        "resampler_ack",  # 1: that EOI reached irqfd_resampler_ack
         "notify_at",  # kvm_resample_fd_notify
         "exit_at",  # KVM_EXIT_IOAPIC_EOI
         "write_at",  # eventfd_write
@@ -168,13 +171,13 @@ FIELDS: dict[str, tuple[str, ...]] = {
         "coalesced",
         "assumed",  # injected inside the wake-up, unless an irqfd_inject follows
         "msi",  # injected as an MSI: a split irqchip
-        "fresh",  # injected, and kvm_set_irq has not returned yet
+        "fresh",  # number of its injection while kvm_set_irq has not returned, else 0
         "doomed",  # its delivery was torn down before the guest acknowledged it
         "unshown",  # the guest acknowledged it, and no probe could show when
         "final",  # evidence that comes later is not to be trusted
         "doubtful",  # EOIs of an unnamed VM that may have been for it
         "signaller",  # thread whose unmask ioctl is to signal it before it returns, 0
-        "missed",  # claimed, and what else happened in the handler no probe could see
+        "missed",  # its signal may have been missed: by a kprobe, before the trace, or with what was lost
         "headless",
         "lossy",
         "gsi",
@@ -249,8 +252,11 @@ rows from the start, but the operating system gives memory only to those that ar
 BLOCK = np.dtype([*((table, DTYPES[table], (rows,)) for table, rows in CAPACITY.items()), ("kinds", "<i8", (N_KINDS,))])
 """The compiled shape."""
 
-_FIRST_ROWS = 256
-"""Rows of a table of the interpreted shape, and of either's hash map, at first."""
+_FIRST_ROWS = 32
+"""Rows of a table of the interpreted shape at first: a Reconstructor of a small trace should cost little."""
+
+_FIRST_SLOTS = 256
+"""Rows of either shape's hash map at first, a power of two."""
 
 
 class State(NamedTuple):
@@ -366,7 +372,7 @@ def _with_slots(state: State) -> State:
     if needed <= rows:
         return state
     entries = rows_of(state, "slots", rows)
-    rows = max(rows, 4096)
+    rows = max(rows, _FIRST_SLOTS)
     while rows < 2 * needed:
         rows *= 2
     if rows > CAPACITY["slots"]:
@@ -380,8 +386,6 @@ def _with_slots(state: State) -> State:
 
 def _hashed(entries: np.ndarray[Any, Any], rows: int) -> np.ndarray[Any, Any]:
     """Make the rows of a hash map, a power of two."""
-    from intxtrace.reconstruct.identity import slot_of
-
     slots = _blank("slots", rows)
     for tag, a, b, value in entries[entries["tag"] != 0].tolist():
         slot = slots[slot_of(slots, rows, tag, a, b)]

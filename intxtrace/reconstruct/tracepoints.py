@@ -101,9 +101,6 @@ def on_ack_of_unnamed_vm(s: State, e: Any) -> None:
     if gsi == NULL:
         return
     task = s.tasks[task_of(s, e)]
-    task.ack_at = e.ts
-    task.ack_vm = -1
-    task.ack_gsi = gsi
     task.resampler_ack = 0
     task.acked = -1
     who = e.tgid if e.tgid != 0 else e.tid

@@ -20,17 +20,22 @@ from intxtrace.analysis.results import MEASURES, STAGE_MEASURES
 from intxtrace.render.words import DEFINITIONS, LEVELS, OUTCOMES, REASONS, STAGES, wall_clock
 
 if TYPE_CHECKING:
-    from intxtrace.analysis.results import DeviceSummary, Interrupt, Summary
+    from intxtrace.analysis.results import Counts, DeviceSummary, Interrupt, LogBins, PathLatency, Span, Summary
 
 DETAILED = 12
 LISTED = 500
 DATA_LIMIT = 700_000
+WINDOWS = 8
+"""Of time, of which a run can be selected: `Options.windows` of a summary that a page is made of."""
+SLOWEST_OF_A_SPAN = 10
+STATISTICS = ("count", "p50", "p90", "p99", "p99_9", "p99_99", "max", "mean", "min")
 
 
 def write_report(found: Summary) -> str:
     """Make the page of a summary, as text to be written in UTF-8."""
     from plotly.offline import get_plotlyjs
 
+    # The text of plotly.js waits in the page until the words are drawn; the policy lets the script start it.
     detailed, data = _figures(found)
     plotly, script = get_plotlyjs(), _asset("report.js")
     environment = jinja2.Environment(
@@ -62,6 +67,10 @@ def write_report(found: Summary) -> str:
         reasons=REASONS,
         shares=_shares,
         stage_parts=_stage_parts,
+        vms=list(dict.fromkeys(device.vm for device in found.devices[:LISTED])),
+        edges=[edge - found.axis.windows[0] for edge in found.axis.windows] if found.axis else [],
+        singles=_singles,
+        percent=_percent,
     )
 
 
@@ -86,6 +95,7 @@ def _figures(found: Summary) -> tuple[tuple[DeviceSummary, ...], str]:
     time: dict[str, Any] | None = None
     if axis is not None and start is not None:
         time = {"offset": axis.begin_at - start, "width": axis.width_ns, "bins": axis.bins}
+        time["windows"] = [edge - start for edge in axis.windows]
     drawn: list[str] = []
     size = 0
     for device in found.devices[:DETAILED]:
@@ -100,35 +110,77 @@ def _figures(found: Summary) -> tuple[tuple[DeviceSummary, ...], str]:
 
 
 def _device(device: DeviceSummary, start: int | None, end: int | None) -> dict[str, Any]:
-    latency = {path.path: path for path in device.latency}
-    paths = []
-    for figures in device.figures:
-        statistics = latency[figures.path]
-        parts = statistics.mean_parts
-        paths.append(
-            {
-                "path": figures.path,
-                "rate": figures.rate,
-                "bins": {name: (b.per_decade, b.first, b.counts) for name, b in figures.distributions.items()},
-                "marks": {name: (getattr(statistics, name).p50, getattr(statistics, name).p99) for name in MEASURES},
-                "density": [number for cell in figures.density for number in cell],
-                "mean": parts and [getattr(parts, name) for name in (*STAGE_MEASURES, "unsplit_ns")],
-                "median": [getattr(statistics, name).p50 for name in STAGE_MEASURES],
-            }
-        )
-    states = []
+    states: list[Any] = []
+    bursts: list[Any] = []
+    slow: list[Any] = []
     if start is not None and end is not None:
         states = [
             (i.state, i.begin_at - start, (end if i.end_at is None else i.end_at) - start, i.bars_mapped)
             for i in device.states.intervals
         ]
-    return {"paths": paths, "states": states}
+        bursts = [(b.begin_at - start, b.end_at - start, b.interrupts) for b in device.floods.largest_bursts]
+        slow = [(s.begin_at - start, s.end_at - start, s.interrupts, s.slow) for s in device.slowdowns.largest]
+    return {
+        "rate": {figures.path: figures.rate for figures in device.figures},
+        "density": {figures.path: [n for cell in figures.density for n in cell] for figures in device.figures},
+        "states": states,
+        "bursts": bursts,
+        "slow": slow,
+        "whole": [*_counts(device.counts), device.rate.mean, _latency(device.latency)],
+        "bins": {figures.path: _bins(figures.distributions) for figures in device.figures},
+        "spans": {f"{s.first}-{s.last}": [*_counts(s.counts), s.mean_rate, _latency(s.latency)] for s in device.spans},
+        "windows": [{path: _bins(bins) for path, bins in w.distributions.items()} for w in device.windows],
+        "slowest_of_all": [_interrupt(row, start) for row in device.slowest],
+        "slowest_most": SLOWEST_OF_A_SPAN,
+        "slowest": [[_interrupt(row, start) for row in w.slowest[:SLOWEST_OF_A_SPAN]] for w in device.windows],
+    }
+
+
+def _counts(counts: Counts) -> tuple[int, int, list[tuple[str, str, str, int]]]:
+    rows = [(row.path, row.origin, row.outcome, row.count) for row in counts.rows]
+    return counts.total, counts.origin["resignal"], rows
+
+
+def _latency(latency: tuple[PathLatency, ...]) -> list[Any]:
+    """What the tables and figures need of each path, in the order of `STATISTICS` for each measure."""
+    return [
+        [
+            path.path,
+            path.interrupts,
+            path.complete,
+            path.unmeasured,
+            path.mean_parts and [getattr(path.mean_parts, name) for name in (*STAGE_MEASURES, "unsplit_ns")],
+            [[getattr(getattr(path, name), statistic) for statistic in STATISTICS] for name in MEASURES],
+        ]
+        for path in latency
+    ]
+
+
+def _bins(distributions: dict[str, LogBins]) -> list[Any]:
+    """Bins of each measure: per decade, first, counts."""
+    return [(b.per_decade, b.first, b.counts) for b in (distributions[name] for name in MEASURES)]
+
+
+def _interrupt(row: Interrupt, start: int | None) -> list[Any]:
+    at = None if row.raised_at is None or start is None else row.raised_at - start
+    durations = [getattr(row, name) for name in MEASURES]
+    return [row.id, row.path, row.origin, at, *durations, row.unmask_proof]
 
 
 def _shares(device: DeviceSummary) -> list[tuple[str, int, float]]:
     """Paths with their counts and widths in percent, for the bar of path shares."""
     total = device.counts.total
-    return [(path, number, round(100 * number / total, 3)) for path, number in device.counts.path.items() if number]
+    return [(path, number, _percent(number, total)) for path, number in device.counts.path.items() if number]
+
+
+def _percent(part: int, whole: int) -> float:
+    """A width."""
+    return round(100 * part / whole, 3) if whole else 0.0
+
+
+def _singles(device: DeviceSummary) -> list[Span]:
+    """The spans of one window."""
+    return [span for span in device.spans if span.first == span.last]
 
 
 def _stage_parts(row: Interrupt) -> list[tuple[str, int | None, float]]:
@@ -137,4 +189,4 @@ def _stage_parts(row: Interrupt) -> list[tuple[str, int | None, float]]:
         return []
     parts = [(name, getattr(row, name)) for name in STAGE_MEASURES]
     parts.append(("unsplit_ns", row.masked_ns - sum(value or 0 for _, value in parts)))
-    return [(name, value, round(100 * value / row.masked_ns, 3)) for name, value in parts if value]
+    return [(name, value, _percent(value, row.masked_ns)) for name, value in parts if value]

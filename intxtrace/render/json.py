@@ -31,7 +31,7 @@ def to_json(value: Any) -> Any:
 def document(schema: str, data: Any) -> str:
     """Write a document: `{"schema": "intxtrace.<schema>", "version": 1, "data": …}`, and a line end."""
     envelope = {"schema": f"intxtrace.{schema}", "version": VERSION, "data": to_json(data)}
-    return json.dumps(envelope, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return json.dumps(envelope, indent=2, allow_nan=False) + "\n"
 
 
 def summary(found: Summary) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from rich.padding import Padding
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 _COLORS = {"good": "green", "note": "yellow", "bad": "red", "unknown": "bright_black"}
 _STATES = {"attached": "green", "fallback": "yellow", "missing": "red"}
 _SEVERITIES = {"problem": "red", "warning": "yellow", "note": "cyan"}
+_PATHS = {"kernel": "blue", "hybrid": "green", "userspace": "yellow", "held": "magenta", "unknown": "bright_black"}
+HISTOGRAM_ROWS = 12
 WIDE = 110
 """From so many columns on, interrupts are shown with VM and instant."""
 
@@ -43,7 +46,7 @@ def print_summary(found: Summary, console: Console) -> None:
     if not found.devices:
         console.print("The trace names no device.")
     for device in found.devices:
-        _print_device(device, console)
+        _print_device(device, console, recording.begin_at)
     console.print()
     print_findings(found.findings, found.recording.begin_at, console)
     _print_quality(found.quality, console)
@@ -81,7 +84,7 @@ def _evidence(evidence: Evidence, begin_at: int | None) -> str:
     return text
 
 
-def _print_device(device: DeviceSummary, console: Console) -> None:
+def _print_device(device: DeviceSummary, console: Console, begin_at: int | None) -> None:
     console.print()
     level = device.verdict.level
     console.print(Text.assemble((f"{LEVELS[level]}: ", f"bold {_COLORS[level]}"), printable(device.verdict.text, 600)))
@@ -99,7 +102,18 @@ def _print_device(device: DeviceSummary, console: Console) -> None:
         )
     console.print(table)
     console.print(_stages(device.latency))
+    histogram = _histogram(device, console)
+    if histogram is not None:
+        console.print(histogram)
     facts = [f"rate {rate(device.rate.mean)}, peak {rate(device.rate.peak)}", *_floods(device)]
+    slow = device.slowdowns
+    if slow.largest:
+        one = slow.largest[0]
+        begin = "" if begin_at is None else f" from {duration(one.begin_at - begin_at)}"
+        facts.append(
+            f"slow times {count(slow.count)} (masked ≥ {duration(slow.threshold_ns)}), worst{begin} for "
+            f"{duration(one.end_at - one.begin_at)}: {count(one.slow)} of {count(one.interrupts)}"
+        )
     states = ", ".join(f"{state} {duration(ns)}" for state, ns in device.states.time_ns.items())
     if states:
         facts.append(f"states: {states}")
@@ -115,7 +129,44 @@ def _stages(latency: tuple[PathLatency, ...]) -> Table:
     return table
 
 
-def _short(ns: int | None) -> str:
+def _histogram(device: DeviceSummary, console: Console) -> Table | None:
+    """Masked time in bins of a log axis, as wide as there is room for; the bar is of all paths."""
+    found = {f.path: f.distributions["masked_ns"] for f in device.figures if f.distributions["masked_ns"].counts}
+    if not found:
+        return None
+    per_decade = next(iter(found.values())).per_decade
+    ends = [(bins.first, bins.first + len(bins.counts) - 1) for bins in found.values()]
+    low, high = min(first for first, _ in ends), max(last for _, last in ends)
+    joined = next(n for n in (1, 2, 4, 10, 20, 40, 80, 1_000) if high // n - low // n < HISTOGRAM_ROWS)
+    rows: dict[int, dict[str, int]] = {place: {} for place in range(low // joined, high // joined + 1)}
+    for path, bins in found.items():
+        for place, number in enumerate(bins.counts, bins.first):
+            rows[place // joined][path] = rows[place // joined].get(path, 0) + number
+    most = max(sum(row.values()) for row in rows.values())
+    names = list(found)
+    table = _table("from", "", *names)
+    table.columns[1].justify = "left"
+    width = max(console.width - 10 - sum(max(len(name), 6) + 1 for name in names), 8)
+    for place, row in rows.items():
+        bar = Text()
+        for path, cells in zip(names, _cells([row.get(name, 0) for name in names], most, width), strict=True):
+            bar.append("█" * cells, _PATHS[path])
+        table.add_row(
+            _short(10 ** (place * joined / per_decade)),
+            bar,
+            *(short_count(row[name]) if name in row else "" for name in names),
+        )
+    return table
+
+
+def _cells(parts: list[int], most: int, width: int) -> list[int]:
+    """So many cells of a bar for each part; what is not nothing has one at least, all of them together."""
+    total = max(round(sum(parts) / most * width), 1) if any(parts) else 0
+    edges = [round(total * sum(parts[:end]) / max(sum(parts), 1)) for end in range(len(parts) + 1)]
+    return [end - begin for begin, end in pairwise(edges)]
+
+
+def _short(ns: float | None) -> str:
     return duration(ns).replace(" ", "")
 
 

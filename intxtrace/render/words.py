@@ -51,6 +51,16 @@ DEFINITIONS = (
     ("Unknown path", "the evidence for one of the others is missing."),
     ("Resignal", "the line was still asserted at the unmask, so it was signalled again with no new hard interrupt."),
     ("Coalesced", "merged into a delivery that the guest had not yet acknowledged."),
+    ("Re-entry", "the guest acknowledged the interrupt, and took it again, before QEMU's end of interrupt."),
+    (
+        "Burst",
+        "a stretch with more interrupts than a rate, for at least a time: 10,000/s for 10 ms, if no other was chosen.",
+    ),
+    (
+        "Slow time",
+        "bins of time in each of which at least a tenth of the device's interrupts was masked some three times as long "
+        "as its median, or longer (two interrupts at least). It may be another path, or a stall.",
+    ),
     (
         "Percentile",
         "p99 = 26 µs: 99 % of the interrupts took at most 26 µs. From a logarithmic histogram, at most 1 % off; "

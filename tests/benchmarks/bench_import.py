@@ -52,7 +52,7 @@ def main(millions: float) -> None:
     per_text = text.count(b"\n")
     times = max(1, round(millions * 1e6 / per_text))
     begin, cpu = time.perf_counter(), time.process_time()
-    recording = FtraceText(Repeated(text, times), "text")  # type: ignore[arg-type]
+    recording = FtraceText(Repeated(text, times), "text")
     events = sum(map(len, recording))
     seconds, cpu = time.perf_counter() - begin, time.process_time() - cpu
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024

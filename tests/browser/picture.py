@@ -11,8 +11,8 @@ from pathlib import Path
 
 from playwright.sync_api import FloatRect, ViewportSize, sync_playwright
 
-from intxtrace.analysis import analyse
-from intxtrace.render.html import write_report
+from intxtrace.analysis import Options, analyse
+from intxtrace.render.html import WINDOWS, write_report
 from tests.browser.test_report import CHROMIUM
 from tests.frames_sample import sample, sample_metadata, tables
 
@@ -30,7 +30,7 @@ def take(picture: Path, report: Path, dark: bool = False) -> None:
         page.wait_for_selector("html[data-drawn]")
         box = page.locator("figure:has(.timeline)").first.bounding_box()
         assert box is not None, "the report draws no timeline"
-        height = box["y"] + box["height"] + 16
+        height = box["y"] + box["height"] + 4
         page.screenshot(path=picture, full_page=True, clip=FloatRect(x=0, y=0, width=WIDTH, height=height))
         browser.close()
 
@@ -41,7 +41,9 @@ def main(arguments: list[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         report = names[1] if len(names) > 1 else Path(folder) / "report.html"
         if len(names) == 1:
-            report.write_text(write_report(analyse(sample(), sample_metadata(), tables())), "utf-8")
+            report.write_text(
+                write_report(analyse(sample(), sample_metadata(), tables(), Options(windows=WINDOWS))), "utf-8"
+            )
         take(names[0], report, "--dark" in arguments)
 
 

@@ -37,7 +37,7 @@ def test_recording(name: str) -> None:
     recording, result = imported(texts()[name])
     rows = result.interrupts
     origins = Counter(rows["origin"])
-    assert recording.unreadable == 0
+    assert recording.unreadable == {}
 
     # hardware = claimed handler calls, per device
     assert origins["hardware"] == told.claimed.total()

@@ -299,9 +299,10 @@ def test_an_unmask_ioctl_that_returns_without_a_signal_has_made_none() -> None:
     assert story(t) == [("held", "pending", "complete")]
 
 
+@pytest.mark.parametrize("at_once", [False, True])
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
-def test_of_two_that_race_on_a_line_the_first_was_delivered(order: tuple[int, int]) -> None:
-    """The guest's EOI comes before either kvm_set_irq has returned."""
+def test_of_two_that_race_on_a_line_the_first_was_delivered(order: tuple[int, int], at_once: bool) -> None:
+    """The guest's EOI comes before either kvm_set_irq has returned; equal instants are in the order of the events."""
     t = Trace()
     vm = t.vm()
     devices = [t.device(vm, bdf=f"0000:0{n + 1}:00.0") for n in range(2)]
@@ -313,6 +314,9 @@ def test_of_two_that_race_on_a_line_the_first_was_delivered(order: tuple[int, in
         begin = len(t._rows)
         t.inject(devices[n])
         t._rows[begin:] = [{**row, "tid": 9000 + n} for row in t._rows[begin:] if row["kind"] != Kind.KVM_SET_IRQ_EXIT]
+    if at_once:
+        for row in t._rows[-4:]:
+            row["ts"] = t._rows[-1]["ts"]
     t.guest_eoi(*devices)
     for d in devices:
         t.resample_unmask(d)

@@ -130,3 +130,99 @@ def test_counted_accesses_belong_to_the_interrupt_before() -> None:
     t.guest_eoi(d, resample=False)
     t.userspace_interrupt(d)
     assert t.reconstruct().interrupts["bar_accesses"].tolist() == [42, 0]
+
+
+def test_an_offset_is_counted_from_nothing_in_each_window() -> None:
+    """`on_bar_offset`, `roll_window`: by device, region, direction and offset."""
+    t = Trace()
+    vm = t.vm()
+    a, b = t.device(vm), t.device(vm, bdf="0000:02:00.0")
+    for d in (a, b):
+        t.enable(d)
+    for at in (T, T + 1_000_000_000):
+        t.now = at
+        t.bar_access(a)
+        t.bar_access(b, region=1)
+        t.bar_access(b, region=1, write=True)
+    frame = t.reconstruct().counters
+    offsets = frame[frame["offset"].notna()]
+    rows = [tuple(row) for row in offsets[["device", "counter", "region", "count"]].itertuples(index=False)]
+    assert rows == [(0, "bar_reads", 0, 1), (1, "bar_reads", 1, 1), (1, "bar_writes", 1, 1)] * 2
+
+
+def test_what_is_lost_is_counted_by_device() -> None:
+    """`on_lost`: a LOST of no device is nobody's."""
+    t, d = one_device()
+    t.handler(d)
+    t.now = T
+    t.lost(3, device=d.vdev)
+    t.lost(4)
+    t.now = T + 1_000_000_000
+    t.lost(5, device=d.vdev)
+    t.lost(6)
+    frame = t.reconstruct().counters
+    frame = frame[frame["counter"] == "lost"]
+    assert frame["count"].tolist() == [3, 4, 5, 6]
+    assert frame["bdf"].isna().tolist() == frame["vm"].isna().tolist() == [False, True] * 2
+    assert frame["region"].isna().all()
+
+
+def test_each_counter_begins_anew_in_each_window() -> None:
+    """`roll_window`."""
+    t, d = one_device()
+    t.enable(d)
+    for at in (T, T + 1_000_000_000):
+        t.now = at
+        t.handler(d, claimed=False)
+        t.ioctl_unmask(d, proof=False)
+        t.qemu_takes(d, found=False)
+        t.bar_access(d)
+        t.bar_access(d, write=True)
+        t.handler(d)
+        t.qemu_takes(d)
+        t.guest_eoi(d, resample=False)
+        t.qemu_eoi(d)
+        t.guest_eoi(d, resample=False)
+    frame = t.reconstruct().counters
+    frame = frame[frame["offset"].isna()]
+    counts = [dict(zip(one["counter"], one["count"], strict=True)) for _, one in frame.groupby("begin_at")]
+    once = ("unclaimed", "spurious_wakeups", "noop_unmasks", "reentries", "bar_reads", "bar_writes")
+    assert counts == [{"handler_calls": 2, **dict.fromkeys(once, 1)}] * 2
+    assert frame["vm"].tolist() == ["vm0"] * len(frame)
+
+
+def test_another_path_is_another_state_even_without_a_set_up_call() -> None:
+    """`observe_path`: an irqfd that takes a signal exists; QEMU's read may be of a signal that came before it."""
+    t, d = one_device()
+    t.enable(d)
+    t.kernel_interrupt(d)
+    assert states(t)[-1] == ("kernel", "an interrupt took this path")
+    t.handler(d)
+    t.qemu_takes(d)
+    assert states(t)[-1] == ("kernel", "an interrupt took this path")
+
+
+def test_states_name_their_device_and_vm() -> None:
+    """`end_state`."""
+    t, d = one_device()
+    t.enable(d)
+    frame = t.reconstruct().states
+    assert set(frame["bdf"]) == {d.bdf}
+    assert set(frame["vm"]) == {"vm0"}
+
+
+def test_mapping_bars_is_no_failure() -> None:
+    """`on_qemu_mmaps`: the error of the state before says nothing of the BARs."""
+    t, d = one_device()
+    t.enable(d)
+    t.enable_kvm(d, returned=-22)
+    t.mmaps(d, False)
+    assert states(t)[-1] == ("userspace", "the BARs were unmapped from the guest")
+
+
+def test_regions_that_no_device_has() -> None:
+    """`on_qemu_mmaps`: a forged number has no bit."""
+    t, d = one_device()
+    t.enable(d)
+    t.mmaps(d, True, regions=(32, 99))
+    assert t.reconstruct().states["bars_mapped"].isna().all()

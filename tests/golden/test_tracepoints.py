@@ -71,6 +71,10 @@ class Points(Trace):
         frame = self.reconstruct().interrupts
         return [{str(k): None if pd.isna(v) else v for k, v in row.items()} for row in frame.to_dict("records")]
 
+    def states(self, d: DeviceHandle) -> list[str]:
+        frame = self.reconstruct().states
+        return [str(state) for state in frame[frame["device"] == d.id]["state"]]
+
     def ended(self) -> dict[str, list[bool]]:
         """Of each device's interrupts: whether its EOI is known."""
         found: dict[str, list[bool]] = {}
@@ -91,6 +95,7 @@ def test_kernel_path() -> None:
     stages = [row[s] and (row[s] - T) // Trace.STEP for s in ("raised_at", "signalled_at", "injected_at", "eoi_at")]
     assert stages == [0, 1, 4, 6]
     assert row["gsi"] == 16
+    assert t.states(d) == ["kernel"]
     # The tracepoints show no unmask that returns 0.
     assert row["unmasked_at"] is None
 
@@ -101,6 +106,7 @@ def test_an_irqfd_without_resampler_is_the_hybrid_path() -> None:
     t.point_handler(d)
     t.point_inject(d, source=0)
     assert [row["path"] for row in t.rows()] == ["hybrid"]
+    assert t.states(d) == ["hybrid"]
 
 
 def test_resignal_is_the_queueing_of_virqfd_inject() -> None:
@@ -119,6 +125,7 @@ def test_resignal_is_the_queueing_of_virqfd_inject() -> None:
     assert [row["outcome"] for row in rows] == ["complete"] * 4
     assert [row["parent_id"] for row in rows] == [None, 1, None, 3]
     assert rows[3]["raised_at"] == refused
+    assert rows[3]["signalled_at"] == refused + 2 * Trace.STEP
 
 
 def test_a_signal_outside_of_any_call_has_no_known_origin() -> None:
@@ -131,6 +138,7 @@ def test_a_signal_outside_of_any_call_has_no_known_origin() -> None:
     t.point_inject(d)
     t.point_ack(d)
     assert [(row["origin"], row["path"]) for row in t.rows()] == [("hardware", "kernel"), ("unknown", "kernel")]
+    assert [(row["signalled_at"] is None, row["outcome"]) for row in t.rows()] == [(False, "complete")] * 2
 
 
 def test_work_of_nobody_known_is_left_alone() -> None:
@@ -141,6 +149,76 @@ def test_work_of_nobody_known_is_left_alone() -> None:
     t.point_inject(other)
     assert [row["bdf"] for row in t.rows()] == [d.bdf]
     assert t.rows()[0]["injected_at"] is None
+
+
+def test_a_resignal_whose_refused_unmask_was_missed() -> None:
+    """`on_irqfd_queued`: the worker of virqfd_inject signals only what an unmask refused."""
+    t = Points()
+    d, _ = t.pair()
+    t.point_handler(d)
+    t.point_inject(d)
+    t.point_ack(d)
+    t.point_refused(d)
+    t.drop(Kind.WORK_STARTED)
+    del t._rows[-2]
+    t.point_inject(d)
+    t.point_ack(d)
+    assert [(row["origin"], row["raised_at"] is None) for row in t.rows()] == [("hardware", False), ("resignal", True)]
+
+
+def test_known_work_needs_no_known_thread() -> None:
+    """`on_virqfd_queued`: the work item of a device's virqfd stays its own."""
+    t = Points()
+    d, _ = t.pair()
+    for thread in (100, 77):
+        t.point_handler(d)
+        t.point_inject(d)
+        t.point_ack(d)
+        t.point_refused(d, thread=thread)
+    assert [row["origin"] for row in t.rows()] == ["hardware", "resignal"] * 2
+
+
+def test_a_thread_that_ended_something_else_since_has_ended_nothing_of_ours() -> None:
+    """`on_ack_of_unnamed_vm`."""
+    t = Points()
+    d, _ = t.pair()
+    t.point_handler(d)
+    t.point_inject(d)
+    t.point_ack(d)
+    t.emit(Kind.KVM_ACK, arg0=9, arg1=2, flags=Flag.FALLBACK, tid=100)
+    t.work(Kind.WORK_QUEUED, d, Work.VIRQFD_INJECT, tid=100)
+    assert [row["origin"] for row in t.rows()] == ["hardware"]
+
+
+def test_an_eoi_of_an_unnamed_vm_that_no_resampler_takes_is_another_one() -> None:
+    """`on_ack_of_unnamed_vm`: the one before it reached irqfd_resampler_ack."""
+    t = Points(ALL_KINDS)
+    d, _ = t.pair()
+    task = {"tgid": 7, "tid": 7}
+    t.emit(Kind.RESAMPLER_ACK, vm=d.vm.kvm, arg0=5, **task)
+    t.emit(Kind.KVM_ACK, arg0=9, arg1=2, **task)
+    t.unmask(d, **task)
+    assert [row["path"] for row in t.rows()] == ["unknown"]
+
+
+def test_work_of_a_thread_that_ended_nothing_is_left_alone() -> None:
+    """`on_virqfd_queued`: virqfd_wakeup queues it in the thread of the guest's EOI."""
+    t = Points()
+    d, _ = t.pair()
+    t.point_handler(d)
+    t.point_inject(d)
+    t.work(Kind.WORK_QUEUED, d, Work.VIRQFD_INJECT, tid=77)
+    assert [row["origin"] for row in t.rows()] == ["hardware"]
+
+
+def test_what_an_irqfd_took_qemu_does_not_take() -> None:
+    """`on_irqfd_queued`: QEMU raises the line of an emulated device before the worker begins."""
+    t = Points()
+    d, _ = t.pair()
+    t.point_handler(d)
+    t.emit(Kind.KVM_SET_IRQ, value=1, arg0=4, tid=9)
+    t.point_inject(d)
+    assert [row["path"] for row in t.rows()] == ["kernel"]
 
 
 def test_kprobes_are_believed_before_work_items() -> None:

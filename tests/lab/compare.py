@@ -54,7 +54,7 @@ def compare(recording: Path, truth: Truth) -> list[Row]:
         rows += _card_rows(truth, card, interrupts[interrupts["bdf"] == card.bdf], mine)
     log = truth.qemu_events
     rows += [
-        Row("guest's own count: /proc/interrupts", truth.guest_interrupts, _guest_interrupts(truth.path, kinds)),
+        Row("guest's own count: /proc/interrupts", truth.guest_interrupts, _guest_interrupts(truth, events)),
         Row("paths, as configured", {truth.path: len(interrupts)}, dict(Counter(interrupts["path"]))),
         Row("VM", {truth.vm: len(interrupts)}, dict(Counter(interrupts["vm"]))),
         Row(
@@ -105,9 +105,11 @@ def _count(counters: pd.DataFrame, name: str) -> int:
     return int(counters.loc[counters["counter"] == name, "count"].sum())
 
 
-def _guest_interrupts(path: str, kinds: Counter[Kind]) -> int:
+def _guest_interrupts(truth: Truth, events: pd.DataFrame) -> int:
     """How often the guest took the interrupt: its EOIs, as KVM saw them (split irqchip: as exits to QEMU)."""
-    return kinds[Kind.USERSPACE_EXIT] if path == "hybrid" else kinds[Kind.KVM_ACK]
+    if truth.path == "hybrid":
+        return int((events["kind"] == Kind.USERSPACE_EXIT).sum())
+    return int(((events["kind"] == Kind.KVM_ACK) & (events["arg0"] == truth.guest_gsi)).sum())
 
 
 def show(title: str, rows: list[Row]) -> str:

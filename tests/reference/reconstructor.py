@@ -58,6 +58,8 @@ class Interrupt:
     reentries: int | None = None
     being_raised: bool = False
     """kvm_set_irq(level 1) is running for it."""
+    raised_as: int = 0
+    """Which call that raised a line it was, counted."""
     injected_assumed: bool = False
     """Inside the wake-up, unless an irqfd_inject follows."""
     by_ioctl_of: int | None = None
@@ -67,6 +69,8 @@ class Interrupt:
     torn: bool = False
     """What would have acknowledged it is gone."""
     acknowledged_unseen: bool = False
+    signal_missed: bool = False
+    """Perhaps: its handler began before the trace, or events were lost."""
     counting_bars: bool = False
     nothing_more: bool = False
     headless: bool = False
@@ -122,6 +126,8 @@ class Device:
     owner: int = 0
     vm: Vm | None = None
     trigger: int = 0
+    no_trigger: bool = False
+    """None is set; otherwise `trigger` 0 is one that is not known."""
     resample: int = 0
     line: tuple[Vm, int] | None = None
     flight: list[Interrupt] = field(default_factory=list)
@@ -159,6 +165,7 @@ class Reference:
         self.vm_of_pid: dict[int, Vm] = {}
         self.tasks: dict[tuple[int, int], Task] = defaultdict(Task)
         self.woken: tuple[Device, int] | None = None
+        self.raises = 0
         order = np.argsort(records["ts"], kind="stable")
         names = records.dtype.names or ()
         for values in records[order].tolist():
@@ -224,6 +231,7 @@ class Reference:
     def learn(self, d: Device, *, trigger: int = 0, resample: int = 0) -> None:
         if trigger and d.trigger != trigger:
             d.trigger = trigger
+            d.no_trigger = False
             self.triggers[trigger] = d
         if resample and d.resample != resample:
             d.resample = resample
@@ -288,7 +296,9 @@ class Reference:
         if x.path == "unknown" and x.sent is not None and not ended:
             return False
         unsent = x.origin in ("resignal", "pending") and x.sent is None and x.path != "held" and not x.lossy
-        if unsent and x.device.trigger and self.shows(Kind.EVENTFD_SIGNAL):
+        if unsent and self.shows(Kind.EVENTFD_SIGNAL):
+            return False
+        if x.path == "userspace" and x.taken is None and self.shows(Kind.EVENTFD_READ, Kind.QEMU_INTERRUPT):
             return False
         if x.acknowledged is not None or x.torn or x.acknowledged_unseen:
             return True
@@ -322,7 +332,8 @@ class Reference:
             while d.flight and self.over(d.flight[0]) and not self.awaited(d.flight[0]):
                 self.hand_out(d, "open")
             while len(d.flight) > MAX_IN_FLIGHT:
-                d.flight[0].lossy = not self.over(d.flight[0])
+                if not self.over(d.flight[0]):
+                    d.flight[0].lossy = True
                 self.hand_out(d, "open")
 
     def hand_out(self, d: Device, otherwise: str) -> None:
@@ -427,8 +438,11 @@ class Reference:
         if e.value == 0:
             self.count(d, "unclaimed")
         elif d.handler is None or d.handler.interrupt is None:
+            begun = (d.handler and d.handler.entered is not None) or not self.shows(Kind.HANDLER_ENTRY)
             x = self.claim(d)
-            if self.shows(Kind.EVENTFD_SIGNAL):
+            if not begun:
+                x.signal_missed = True
+            elif self.shows(Kind.EVENTFD_SIGNAL):
                 x.path = "held"
         else:
             self.left_to_qemu(d.handler.interrupt, e.ts)
@@ -505,7 +519,7 @@ class Reference:
         candidates = [
             x
             for x in d.flight
-            if (x.sent is not None or not signal_is_needed)
+            if (x.sent is not None or x.signal_missed or not signal_is_needed)
             and x.woken is None
             and x.taken is None
             and not x.torn
@@ -546,6 +560,8 @@ class Reference:
     def raise_line(self, x: Interrupt, with_another: bool, ts: int) -> None:
         x.injected = ts
         x.being_raised = True
+        self.raises += 1
+        x.raised_as = self.raises
         x.injected_assumed = False
         if with_another:
             x.coalesced = True
@@ -591,6 +607,8 @@ class Reference:
             for x in task.raising.flight:
                 if x.being_raised:
                     x.injected = e.ts
+                    self.raises += 1
+                    x.raised_as = self.raises
             return
         self.end_raising(task, None)
         if e.arg1 != 0:
@@ -676,7 +694,7 @@ class Reference:
         task.resampling = False
         line = self.on_line(self.vm(e), gsi)
         raised = [x for d in line for x in d.flight if x.being_raised and x.coalesced is None and x.eoi is None]
-        for x in sorted(raised, key=lambda x: x.injected or 0):
+        for x in sorted(raised, key=lambda x: x.raised_as):
             # The guest was quicker than the return of kvm_set_irq; was there another delivery that it ended?
             if not self.in_service(x):
                 x.coalesced = False
@@ -804,6 +822,8 @@ class Reference:
             child.parent = parent
         else:
             child = self.open_masked(d, "pending", None)
+        if d.no_trigger and self.shows(Kind.EVENTFD_SIGNAL):
+            child.path = "held"
         if parent:
             parent.refused = ts
         return child
@@ -859,7 +879,7 @@ class Reference:
         return [
             x
             for x in d.flight
-            if (x.sent is not None or (not self.shows(Kind.EVENTFD_SIGNAL) and x.path != "held"))
+            if (x.sent is not None or x.signal_missed or (not self.shows(Kind.EVENTFD_SIGNAL) and x.path != "held"))
             and x.woken is None
             and x.taken is None
             and not x.torn
@@ -961,6 +981,8 @@ class Reference:
 
     def on_set_irqs_entry(self, e: Event) -> None:
         d = self.device(e)
+        if d.owner not in (0, e.tgid):
+            d.virq_disabled = False
         d.owner = e.tgid
         task = self.task(e)
         if e.arg1 & 0xFFFF:
@@ -987,7 +1009,7 @@ class Reference:
             self.left_to_qemu(d.flight[-1], e.ts)
         if self.task(e).irqs_flags & SetIrqs.ACTION_UNMASK and self.shows(Kind.EVENTFD_SIGNAL):
             for x in d.flight:
-                if x.by_ioctl_of == e.tid and x.sent is None and x.path == "unknown":
+                if x.by_ioctl_of == e.tid and x.sent is None and not x.signal_missed and x.path == "unknown":
                     x.path = "held"
         self.task(e).irqs_flags = 0
         if e.value >= 0:
@@ -998,12 +1020,12 @@ class Reference:
         if index == 0 and e.arg0 == SET_TRIGGER:
             if e.aux in (-1, 0xFFFFFFFF):
                 d.trigger = 0
+                d.no_trigger = True
                 return
             moved = 0 not in (e.link, d.trigger) and d.trigger != e.link
             self.learn(d, trigger=e.link)
             d.mask_known = True
             if d.state in ("off", "unknown") or moved:
-                d.virq_disabled = False
                 self.set_state(d, "userspace", "INTx was enabled; QEMU has set up no irqfd", e.ts)
         elif index == 0 and e.arg0 == SET_RESAMPLE:
             self.learn(d, resample=e.link)
@@ -1055,7 +1077,6 @@ class Reference:
             self.hand_out(d, "cancelled")
         d.masked_by = d.handler = d.line = None
         d.trigger = d.resample = 0
-        d.virq_disabled = False
         d.unmasks.clear()
         self.set_state(d, "off", reason, ts)
 
@@ -1074,6 +1095,9 @@ class Reference:
             for x in each.flight:
                 if not self.over(x):
                     x.lossy = True
+                    if x.sent is None:
+                        x.signal_missed = True
+                        x.path = "unknown" if x.path == "held" else x.path
                 elif x.eoi is None or x.counting_bars:
                     x.bar_accesses = x.reentries = None
                     x.nothing_more = True
@@ -1087,6 +1111,7 @@ class Reference:
         if e.value == 0:
             if d:
                 self.shut_down(d, "the device went", e.ts)
+                d.virq_disabled = False
             return
         if d and d.id is not None and d.id != e.aux:
             self.shut_down(d, "the device went", e.ts)
@@ -1125,6 +1150,7 @@ class Reference:
                     self.shut_down(d, "the VM went", ts)
                 d.vm = None
                 d.owner = 0
+                d.virq_disabled = False
 
 
 class Event:

@@ -19,7 +19,19 @@ from intxtrace.analysis.histogram import Histogram
 from intxtrace.analysis.results import MEASURES, Distribution, Interrupt, PathLatency
 from intxtrace.frames import COUNTERS, INTERRUPTS, OUTCOMES, PATHS, empty
 from intxtrace.trace.tables import Device, Probe, Tables, Vm
-from tests.frames_sample import BEGIN, MS, Batch, S, counters, interrupts, sample, sample_metadata, states, tables
+from tests.frames_sample import (
+    BEGIN,
+    MS,
+    STEADY,
+    Batch,
+    S,
+    counters,
+    interrupts,
+    sample,
+    sample_metadata,
+    states,
+    tables,
+)
 
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p99_9": 0.999, "p99_99": 0.9999}
 
@@ -137,7 +149,7 @@ def test_feeding_pieces_gives_the_same_summary(cuts: list[int], random: Any) -> 
     frame = pd.concat([network[0], usb[0]], ignore_index=True).sort_values("raised_at", ignore_index=True)
     state = pd.concat([network[1], usb[1]], ignore_index=True)
     counter = pd.concat([network[2], usb[2]], ignore_index=True)
-    whole = summarise((frame, state, counter))
+    whole = summarise((frame, state, counter), windows=8)
     edges = sorted({0, len(frame), *cuts})
     pieces: list[Batch] = []
     for begin, end in pairwise(edges):
@@ -145,7 +157,7 @@ def test_feeding_pieces_gives_the_same_summary(cuts: list[int], random: Any) -> 
         pieces.append((frame.iloc[begin:end], state.iloc[:0], counter.iloc[share]))
     place = random.randrange(len(pieces))
     pieces[place] = (pieces[place][0], state, pieces[place][2])
-    assert summarise(*pieces) == whole
+    assert summarise(*pieces, windows=8) == whole
 
 
 def test_slowest_are_the_longest_masked_and_ties_go_by_id() -> None:
@@ -160,6 +172,76 @@ def test_slowest_are_the_longest_masked_and_ties_go_by_id() -> None:
         found = summarise(*(only(piece) for piece in pieces), slowest=5)
         assert [row.id for row in found.devices[0].slowest] == expected
     assert summarise(only(frame), slowest=0).devices[0].slowest == ()
+
+
+@pytest.mark.parametrize("seconds", [0.004, 3.0, 60.0, 4_000.0])
+def test_a_span_of_windows_is_the_summary_of_its_interrupts(seconds: float) -> None:
+    frame = interrupts(3_000, seconds=seconds)
+    found = summarise(only(frame), windows=8)
+    device, axis = found.devices[0], found.axis
+    assert axis is not None
+    edges = axis.windows
+    assert 3 <= len(edges) <= 9
+    assert (edges[0], edges[-1]) == (found.recording.begin_at, found.recording.end_at)
+    assert all((edge - axis.begin_at) % axis.width_ns == 0 for edge in edges[1:-1])
+    number = len(edges) - 1
+    assert [(s.first, s.last) for s in device.spans] == [
+        (a, b) for a in range(number) for b in range(a, number) if b - a + 1 < number
+    ]
+    instants = frame["raised_at"].fillna(frame["signalled_at"]).to_numpy(np.int64)
+    for span in device.spans:
+        end = edges[span.last + 1] + (span.last == number - 1)
+        inside = frame[(instants >= edges[span.first]) & (instants < end)].reset_index(drop=True)
+        assert span.counts.total == len(inside)
+        if len(inside):
+            alone = summarise(only(inside)).devices[0]
+            assert (span.counts, span.latency) == (alone.counts, alone.latency)
+            windows = device.windows[span.first : span.last + 1]
+            slowest = sorted(
+                (row for window in windows for row in window.slowest), key=lambda row: (-(row.masked_ns or 0), row.id)
+            )
+            assert tuple(slowest[:20]) == alone.slowest
+            for figures in alone.figures:
+                drawn = [w.distributions[figures.path]["masked_ns"] for w in windows if figures.path in w.distributions]
+                assert sum(sum(bins.counts) for bins in drawn) == sum(figures.distributions["masked_ns"].counts)
+    assert sum(span.counts.total for span in device.spans if span.first == span.last) == 3_000
+
+
+def test_slow_times_are_where_a_tenth_is_three_times_the_median() -> None:
+    frame = interrupts(4_000, phases=STEADY, strays=0)
+    frame["masked_ns"] = frame["masked_ns"].where(frame["masked_ns"].isna(), 20 * 1_000)
+    instants = frame["raised_at"].fillna(frame["signalled_at"])
+    stalls = instants.between(BEGIN + 20 * S, BEGIN + 23 * S) | instants.between(BEGIN + 40 * S, BEGIN + 41 * S)
+    frame["masked_ns"] = frame["masked_ns"].mask(stalls & frame["masked_ns"].notna() & (frame["id"] % 2 == 0), 90_000)
+    found = summarise(only(frame))
+    slow = found.devices[0].slowdowns
+    assert slow.threshold_ns is not None
+    assert 60_000 <= slow.threshold_ns <= 60_000 * 10**0.1
+    measured = frame[(frame["outcome"] == "complete") & frame["masked_ns"].notna()]
+    assert slow.count == len(slow.largest) == 2
+    # The first and the last bin of a stall may be mostly before or after it.
+    stalled = (measured["masked_ns"] == 90_000).sum()
+    assert stalled * 0.8 <= sum(one.slow for one in slow.largest) <= stalled
+    assert found.axis is not None
+    width = found.axis.width_ns
+    for one, (first, last) in zip(slow.largest, ((20, 23), (40, 41)), strict=True):
+        assert abs(one.begin_at - (BEGIN + first * S)) <= width
+        assert abs(one.end_at - (BEGIN + last * S)) <= width
+        assert one.slow < one.interrupts
+
+
+def test_one_slow_interrupt_is_no_slow_time() -> None:
+    frame = interrupts(200, phases=STEADY, strays=0)
+    frame["masked_ns"] = frame["masked_ns"].where(frame["masked_ns"].isna(), 20_000)
+    frame["masked_ns"] = frame["masked_ns"].mask(frame["id"].isin([60, 140]), 900_000)
+    assert summarise(only(frame)).devices[0].slowdowns.count == 0
+
+
+def test_an_even_latency_has_no_slow_times() -> None:
+    frame = interrupts(500)
+    frame["masked_ns"] = frame["masked_ns"].where(frame["masked_ns"].isna(), 20_000)
+    slow = summarise(only(frame)).devices[0].slowdowns
+    assert (slow.count, slow.largest) == (0, ())
 
 
 def test_interrupt_has_the_columns_of_the_frame() -> None:
@@ -387,6 +469,8 @@ def test_options_must_make_sense() -> None:
         Options(burst_rate=1)
     with pytest.raises(ValueError, match="slowest"):
         Options(slowest=-1)
+    with pytest.raises(ValueError, match="windows"):
+        Options(windows=0)
 
 
 def test_path_latency_holds_every_measure() -> None:

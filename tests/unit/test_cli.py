@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import itertools
 import json
 import os
 import re
@@ -21,6 +23,7 @@ import pytest
 import intxtrace
 from intxtrace import api, frames
 from intxtrace.__main__ import main
+from intxtrace.cli import output
 from intxtrace.cli.interrupts import first_rows
 from intxtrace.events import Kind
 from intxtrace.reconstruct.state import Events
@@ -72,7 +75,7 @@ def renders(monkeypatch: pytest.MonkeyPatch, stand_in: None) -> None:
     """Stand-ins for the analysis and render rooms: they count."""
 
     class Analysis:
-        def __init__(self, metadata: Any, tables: Tables) -> None:
+        def __init__(self, metadata: Any, tables: Tables, options: Any = None) -> None:
             self.found = {"interrupts": 0, "devices": len(tables.devices)}
             self.witness = types.SimpleNamespace(take=lambda columns: None)
 
@@ -82,14 +85,14 @@ def renders(monkeypatch: pytest.MonkeyPatch, stand_in: None) -> None:
         def finish(self, begin_at: int, end_at: int) -> dict[str, int]:
             return {**self.found, "ns": end_at - begin_at}
 
-    def module(**functions: Callable[..., Any]) -> types.SimpleNamespace:
+    def module(**functions: Any) -> types.SimpleNamespace:
         return types.SimpleNamespace(**functions)
 
     monkeypatch.setattr("intxtrace.analysis.Analysis", Analysis, raising=False)
     monkeypatch.setattr("intxtrace.analysis.interrupt_rows", lambda rows: rows["id"].tolist(), raising=False)
     rooms = {
         "json": module(summary=lambda found: json.dumps(found) + "\n", interrupts=lambda rows: json.dumps(rows) + "\n"),
-        "html": module(write_report=lambda found: f"<html>{found['interrupts']}</html>"),
+        "html": module(WINDOWS=8, write_report=lambda found: f"<html>{found['interrupts']}</html>"),
         "text": module(
             print_summary=lambda found, console: console.print(found["interrupts"]),
             print_interrupts=lambda rows, console, begin_at: console.print(len(rows)),
@@ -342,6 +345,78 @@ def test_report_is_named_after_the_trace_and_private(
     assert capsys.readouterr().out == "wrote a.html (15 bytes)\n"
     assert (folder / "a.html").read_text() == "<html>51</html>"
     assert stat.S_IMODE((folder / "a.html").stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize("found", [True, False])
+def test_report_opens_in_the_browser(
+    trace: Path, renders: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, found: bool
+) -> None:
+    monkeypatch.chdir(trace.parent)
+    asked: list[str] = []
+
+    def browser(address: str) -> bool:
+        asked.append(address)
+        return found
+
+    monkeypatch.setattr("webbrowser.open", browser)
+    assert main(["report", str(trace), "--open"]) == 0
+    assert asked == [(trace.parent / "a.html").as_uri()]
+    assert ("found no web browser" in capsys.readouterr().err) == (not found)
+    assert main(["report", str(trace), "--force"]) == 0
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize("where", ["os.write", "intxtrace.render.html.write_report"])
+def test_an_interrupted_report_leaves_no_half_file(
+    trace: Path,
+    renders: None,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    where: str,
+) -> None:
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    target = tmp_path / "r.html"
+    with monkeypatch.context() as patch:
+        patch.setattr(where, interrupt)
+        assert main(["report", str(trace), "-o", str(target)]) == 130
+    assert not target.exists()
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_terminal_without_utf8_gets_other_characters(tmp_path: Path) -> None:
+    trace = Path(__file__).parents[1] / "traces" / "userspace-6.1.intx"
+    shown = run("summary", str(trace), env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert shown.stdout.isascii()
+    assert "us/" in shown.stdout
+    assert "#" in shown.stdout
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+@pytest.mark.parametrize("slow", [True, False])
+def test_progress_shows_on_a_terminal_after_a_second(
+    trace: Path, stand_in: None, monkeypatch: pytest.MonkeyPatch, terminal: bool, slow: bool
+) -> None:
+    screen = Terminal() if terminal else io.StringIO()
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys, "stderr", screen)
+    clock = itertools.count(step=2 if slow else 0)
+    monkeypatch.setattr(output, "time", types.SimpleNamespace(monotonic=lambda: next(clock)))
+    opened = intxtrace.open_trace(trace)
+    for _ in output.watched(opened, opened.iter_results()):
+        shown = screen.getvalue()
+        assert bool(shown) == (terminal and slow)
+    if shown:
+        assert "bytes" in shown or "kB" in shown
+        assert screen.getvalue().endswith("\x1b[2K")  # the line is wiped
 
 
 def test_version() -> None:

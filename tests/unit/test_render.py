@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import re
 from dataclasses import replace
@@ -166,6 +167,34 @@ def test_summary_fits_80_columns(found: Summary, hostile: Summary) -> None:
         assert not any("…" in line for line in tables_only)
 
 
+def test_histograms_show_every_measured_interrupt(found: Summary) -> None:
+    screen = console(100)
+    print_summary(found, screen)
+    text = printed(screen)
+    for device, part in zip(found.devices, re.split(r"\n(?=[a-z ]+: VM )", text)[1:], strict=True):
+        _, _, histogram = part.partition("\nfrom ")
+        if not device.counts.total:
+            assert histogram == ""
+            continue
+        header, *lines = histogram.splitlines()
+        rows = list(itertools.takewhile(lambda line: not line.startswith("  "), lines))
+        paths = header.split()
+        sums = dict.fromkeys(paths, 0)
+        for row in rows:
+            assert ("█" in row) == any(char.isdigit() and char != "0" for char in row[8:])
+            for path, (begin, end) in zip(paths, columns(header, paths), strict=True):
+                sums[path] += int(row[begin:end].replace(",", "").strip() or 0)
+        assert sums == {p.path: p.masked_ns.count for p in device.latency if p.path in paths}
+        assert sum(sums.values()) == device.latency[-1].masked_ns.count
+        assert 2 <= len(rows) <= 12
+
+
+def columns(header: str, names: list[str]) -> list[tuple[int, int]]:
+    """Where the columns of a table begin and end, of which the header (without `from `) says where they end."""
+    ends = [header.index(name) + len(name) + len("from ") for name in names]
+    return list(zip([ends[0] - 6, *ends], ends, strict=False))
+
+
 def test_color_only_on_a_terminal(found: Summary, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NO_COLOR", raising=False)
     plain, colored = console(), console(terminal=True)
@@ -217,7 +246,7 @@ def test_page_escapes_names_and_fetches_nothing(hostile: Summary) -> None:
     tags = Page(page).tags
     assert not [tag for tag, _ in tags if tag in ("img", "iframe", "object", "embed", "base", "form")]
     assert [attributes for tag, attributes in tags if tag == "script"] == [
-        {"type": "application/json", "id": "data"}, {}, {},
+        {"type": "application/json", "id": "data"}, {"type": "text/plain", "id": "plotly"}, {},
     ]  # fmt: skip
     for _, attributes in tags:
         assert not [name for name in attributes if name.startswith("on") or name == "src"]
@@ -228,7 +257,7 @@ def test_page_escapes_names_and_fetches_nothing(hostile: Summary) -> None:
 def test_data_in_the_page_cannot_end_its_script(hostile: Summary) -> None:
     _, data = html._figures(hostile)
     assert "<" not in data
-    assert json.loads(data)["devices"][0]["paths"]
+    assert json.loads(data)["devices"][0]["whole"]
 
 
 def test_page_data_do_not_grow_with_the_trace() -> None:

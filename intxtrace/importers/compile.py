@@ -1,0 +1,63 @@
+"""A scanner as compiled code, where there is enough text for that to pay."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+
+from intxtrace.importers import ftrace_scan, qemu_scan, scan
+
+LOAD_FROM = 2 << 20
+"""Bytes of text from which on loading a compiled scanner is worth its time."""
+
+COMPILE_FROM = 16 << 20
+"""Bytes from which on compiling it is, the first time on a machine."""
+
+_SCANNERS = {ftrace_scan.scan: ftrace_scan, qemu_scan.scan: qemu_scan}
+"""A scanner, and its module; both run with the functions of `scan`."""
+
+_compiled: dict[Any, Any] = {}
+
+
+class Scanner:
+    """A scanner that is compiled once it has read much.
+
+    Its arguments are the text, an integer, and arrays of int64.
+    """
+
+    def __init__(self, function: Any, dimensions: tuple[int, ...]) -> None:
+        self._function = function
+        self._dimensions = dimensions
+        self._read = 0
+        self._is_compiled = False
+
+    def ready(self, text: bytes) -> tuple[Any, Any]:
+        """Return the function that reads this text, and the text as it takes it."""
+        self._read += len(text)
+        self._is_compiled = self._is_compiled or self._function in _compiled or self._pays()
+        if not self._is_compiled:
+            return self._function, text
+        return compiled_scanner(self._function, self._dimensions), np.frombuffer(text, np.uint8)
+
+    def _pays(self) -> bool:
+        return self._read >= COMPILE_FROM or (self._read >= LOAD_FROM and _is_kept(self._function))
+
+
+def compiled_scanner(function: Any, dimensions: tuple[int, ...]) -> Any:
+    """Return a scanner as compiled code; `dimensions` of its arrays."""
+    if function not in _compiled:
+        from intxtrace.reconstruct.compile import array, compiled
+
+        types: Any = import_module("numba.core.types")
+        tables = [array(np.int64, readonly=False, dimensions=number) for number in dimensions]
+        signature = types.int64(array(np.uint8), types.int64, *tables)
+        _compiled[function] = compiled((scan, _SCANNERS[function]), function, signature)
+    return _compiled[function]
+
+
+def _is_kept(function: Any) -> bool:
+    from intxtrace.reconstruct.compile import is_kept
+
+    return is_kept(function)
