@@ -110,7 +110,7 @@ class DeviceTally:
             if getattr(self, name) is None:
                 setattr(self, name, first_known(frame[name].iloc[rows]))
         self._bar_accesses.add(accesses[accesses >= 0])
-        self.traits.add_interrupts(frame, rows, path, origin, outcome)
+        self.traits.add_interrupts(frame, rows, path, origin, outcome, durations)
         masked = np.where(outcome == OUTCOMES.index("complete"), durations["masked_ns"], NULL)
         candidates = []
         for key in np.unique(window).tolist():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -84,7 +84,7 @@ class Traits:
     unended: list[Unended] = field(default_factory=list)
     """The last `UNENDED_KEPT`."""
     unmasked: dict[int, tuple[int, int, int]] = field(default_factory=dict)
-    """By GSI: interrupts that were unmasked, and the first and last instant of that."""
+    """By GSI, on the hybrid path: interrupts that were unmasked, and the first and last instant of that."""
     failed: list[StateInterval] = field(default_factory=list)
     """States that a failed KVM_IRQFD began."""
     modes: list[tuple[int, str]] = field(default_factory=list)
@@ -100,48 +100,67 @@ class Traits:
     off_at_end: bool = False
 
     def add_interrupts(
-        self, frame: pd.DataFrame, rows: npt.NDArray[np.intp], path: Ints, origin: Ints, outcome: Ints
+        self,
+        frame: pd.DataFrame,
+        rows: npt.NDArray[np.intp],
+        path: Ints,
+        origin: Ints,
+        outcome: Ints,
+        durations: Mapping[str, Ints],
     ) -> None:
-        """Take these rows of a frame of interrupts; the arrays hold columns of the rows as places in their lists."""
+        """Take these rows of a frame of interrupts.
 
-        def column(name: str) -> Ints:
-            return ints(frame[name])[rows]
+        The arrays hold columns of the rows, words as places in their lists; other columns are looked at only where
+        something is amiss.
+        """
 
-        ids, raised, unmasked = column("id"), column("raised_at"), column("unmasked_at")
-        stages = np.stack([column(stage) for stage in STAGES])
-        instants = stages[np.argmax(stages != NULL, axis=0), np.arange(len(rows))]
+        def column(name: str, places: npt.NDArray[np.intp]) -> Ints:
+            return ints(frame[name].iloc[rows[places]])
+
+        def sample(into: Sample, mask: npt.NDArray[np.bool_], values: Ints | None = None) -> None:
+            places = np.flatnonzero(mask)
+            stages = np.stack([column(stage, places) for stage in STAGES])
+            instants = stages[np.argmax(stages != NULL, axis=0), np.arange(len(places))]
+            into.add(column("id", places), instants, None if values is None else values[places])
+
         again = origin == ORIGINS.index("resignal")
         for number in np.unique(path[again]).tolist():
-            here = again & (path == number)
-            self.resignals.setdefault(PATHS[number], Sample()).add(ids[here], instants[here])
-        reentries = column("reentries")
-        entered = reentries > 0
-        if entered.any():
-            self.reentries += int(reentries[entered].sum())
-            self.reentered.add(ids[entered], instants[entered], reentries[entered])
+            sample(self.resignals.setdefault(PATHS[number], Sample()), again & (path == number))
+        reentries = ints(frame["reentries"])[rows]
+        if (reentries > 0).any():
+            self.reentries += int(reentries[reentries > 0].sum())
+            sample(self.reentered, reentries > 0, reentries)
         complete = outcome == OUTCOMES.index("complete")
-        for (slow_path, stage), least in SLOW_NS.items():
-            values = column(stage)
-            measured = complete & (path == PATHS.index(slow_path)) & (values != NULL)
-            key = (slow_path, stage)
+        for key, least in SLOW_NS.items():
+            values = durations[key[1]]
+            measured = complete & (path == PATHS.index(key[0])) & (values != NULL)
             self.measured[key] = self.measured.get(key, 0) + int(measured.sum())
             late = measured & (values >= least)
             if late.any():
-                self.slow.setdefault(key, Sample()).add(ids[late], instants[late], values[late])
-        gsis = column("gsi")
-        for gsi in np.unique(gsis[(unmasked != NULL) & (gsis != NULL)]).tolist():
-            here = unmasked[(gsis == gsi) & (unmasked != NULL)]
+                sample(self.slow.setdefault(key, Sample()), late, values)
+        self._note_unmasked(column, np.flatnonzero(path == PATHS.index("hybrid")))
+        ended = (outcome == OUTCOMES.index("open")) | (outcome == OUTCOMES.index("cancelled"))
+        self._note_unended(column, np.flatnonzero(ended), path)
+
+    def _note_unmasked(self, column: Callable[[str, npt.NDArray[np.intp]], Ints], places: npt.NDArray[np.intp]) -> None:
+        gsis, unmasked = column("gsi", places), column("unmasked_at", places)
+        known = (gsis != NULL) & (unmasked != NULL)
+        for gsi in np.unique(gsis[known]).tolist():
+            here = unmasked[known & (gsis == gsi)]
             number, first, last = self.unmasked.get(gsi, (0, int(here[0]), int(here[0])))
-            bounds = (min(first, int(here.min())), max(last, int(here.max())))
-            self.unmasked[gsi] = (number + len(here), *bounds)
-        ended = [OUTCOMES.index("open"), OUTCOMES.index("cancelled")]
-        stuck = np.isin(outcome, ended) & (unmasked == NULL) & (raised != NULL)
-        if stuck.any():
-            injected, acknowledged = column("injected_at"), column("acknowledged_at")
-            for i in np.flatnonzero(stuck).tolist():
-                instant = [None if v == NULL else int(v) for v in (gsis[i], injected[i], acknowledged[i])]
-                self.unended.append(Unended(int(ids[i]), PATHS[int(path[i])], instant[0], int(raised[i]), *instant[1:]))
-            self.unended = self.unended[-UNENDED_KEPT:]
+            self.unmasked[gsi] = (number + len(here), min(first, int(here.min())), max(last, int(here.max())))
+
+    def _note_unended(
+        self, column: Callable[[str, npt.NDArray[np.intp]], Ints], places: npt.NDArray[np.intp], path: Ints
+    ) -> None:
+        names = ("id", "gsi", "raised_at", "injected_at", "acknowledged_at", "unmasked_at")
+        columns = [column(name, places).tolist() for name in names]
+        for place, *values in zip(places.tolist(), *columns, strict=True):
+            number, gsi, raised, injected, acknowledged, unmasked = (None if v == NULL else v for v in values)
+            if unmasked is None and raised is not None and number is not None:
+                one = Unended(number, PATHS[int(path[place])], gsi, raised, injected, acknowledged)
+                self.unended.append(one)
+        self.unended = self.unended[-UNENDED_KEPT:]
 
     def add_states(self, intervals: Iterable[StateInterval]) -> None:
         """Take states, in order of time."""
