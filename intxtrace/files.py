@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import secrets
 import stat
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from intxtrace.errors import IntxtraceError
 
@@ -61,6 +65,71 @@ def create(path: Path | str, *, force: bool = False) -> int:
         raise IntxtraceError(f"the folder {path.parent} does not exist; create it, or write elsewhere") from None
     except OSError as error:
         raise IntxtraceError(sentence(error, path)) from None
+
+
+@contextlib.contextmanager
+def whole(path: Path | str, *, force: bool = False) -> Iterator[BinaryIO]:
+    """Write a file (mode 0600) that has its name only once it is whole: what reads the name never sees half of it.
+
+    With `force` a regular file or a link of that name is replaced; what the link points to is not touched. After an
+    error or Ctrl-C nothing has changed.
+
+    Raises:
+        IntxtraceError: it exists (without `force`), is no regular file, or cannot be written.
+    """
+    path = Path(path)
+    check_free(path, force=force)
+    # In the same folder, since a file is renamed within one file system only; hidden, since others look for names.
+    waiting = path.with_name(f".{path.name[:200]}.{secrets.token_hex(8)}")
+    try:
+        fd = create(waiting)
+    except IntxtraceError as error:
+        raise IntxtraceError(str(error).replace(str(waiting), str(path))) from None
+    try:
+        with os.fdopen(fd, "wb") as stream:
+            yield stream
+        if force:
+            check_free(path, force=True)
+            waiting.rename(path)
+        else:
+            _rename_new(waiting, path)
+    except OSError as error:
+        waiting.unlink(missing_ok=True)
+        raise IntxtraceError(sentence(error, path)) from None
+    except BaseException:
+        waiting.unlink(missing_ok=True)
+        raise
+
+
+def check_free(path: Path, *, force: bool) -> None:
+    """Say so before any work is done if a file cannot get this name.
+
+    Raises:
+        IntxtraceError: it exists (without `force`), or is no regular file.
+    """
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise IntxtraceError(sentence(error, path)) from None
+    if not force:
+        raise IntxtraceError(f"{path} exists; choose another name, or overwrite it with --force")
+    if not (stat.S_ISREG(mode) or stat.S_ISLNK(mode)):
+        raise IntxtraceError(f"{path} is not a regular file; write to another name")
+
+
+def _rename_new(waiting: Path, path: Path) -> None:
+    """Rename a file, but never over another one."""
+    try:
+        os.link(waiting, path)
+    except FileExistsError:
+        raise IntxtraceError(f"{path} exists; choose another name, or overwrite it with --force") from None
+    except OSError:  # a file system without hard links
+        check_free(path, force=False)
+        waiting.rename(path)
+    else:
+        waiting.unlink()
 
 
 def write_whole(path: Path | str, data: bytes, *, force: bool = False) -> None:

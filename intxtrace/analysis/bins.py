@@ -31,10 +31,10 @@ class SparseCounts:
         """Sorted, each once."""
         self.counts = np.empty(0, np.int64)
 
-    def add(self, keys: npt.NDArray[np.int64]) -> None:
-        """Count each key of int64, shape (n,)."""
+    def add(self, keys: npt.NDArray[np.int64], counts: npt.NDArray[np.int64] | None = None) -> None:
+        """Count each key of int64, shape (n,), once or so often as `counts` says."""
         if len(keys):
-            self._merge(*np.unique(keys, return_counts=True))
+            self._merge(*(np.unique(keys, return_counts=True) if counts is None else (keys, counts)))
 
     def map_keys(self, keys: npt.NDArray[np.int64]) -> None:
         """Give the keys new numbers; those that become equal are added up."""

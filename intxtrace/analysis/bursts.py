@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 
 from intxtrace.analysis.results import Burst
+
+RECENT = 1_000
+"""So many of the latest bursts are kept."""
 
 KEPT = 20
 """So many of the largest bursts are kept; all are counted."""
@@ -28,6 +32,7 @@ class BurstFinder:
         self._seen = 0
         self._open: tuple[int, int, int, int] | None = None  # first and last interrupt by number, and their instants
         self._kept: list[Burst] = []
+        self._recent: deque[Burst] = deque(maxlen=RECENT)
         self.late = 0
         self._closed, self._interrupts, self._time = 0, 0, 0
 
@@ -67,7 +72,13 @@ class BurstFinder:
         self._closed += 1
         self._interrupts += burst.interrupts
         self._time += end_at - begin_at
+        self._recent.append(burst)
         self._kept = sorted([*self._kept, burst], key=lambda b: (-b.interrupts, b.begin_at))[:KEPT]
+
+    def since(self, at: int) -> int:
+        """Give the number of bursts so far that reached to this instant or beyond, of the last `RECENT` and one."""
+        recent = sum(burst.end_at >= at for burst in self._recent)
+        return recent + (self._open is not None and self._open[3] >= at)
 
     def finish(self) -> tuple[int, int, int, tuple[Burst, ...]]:
         """Give the number of bursts, the interrupts and the ns in them, and the largest, largest first."""

@@ -109,7 +109,7 @@ class Histogram:
                 place = math.floor(math.log10(value) * per_decade)
                 bins[place] = bins.get(place, 0) + int(number)
         first = min(bins)
-        return LogBins(per_decade, first, tuple(bins.get(place, 0) for place in range(first, max(bins) + 1)))
+        return LogBins(per_decade, first, tuple(bins.get(place, 0) for place in range(first, max(bins) + 1)), self.sum)
 
 
 def _exact_sum(values: npt.NDArray[np.int64], high: int) -> int:

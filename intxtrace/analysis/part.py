@@ -68,6 +68,23 @@ class PathTally:
         )
 
 
+def counts_of(cells: Counter[tuple[int, int, int]], coalesced: int | None) -> results.Counts:
+    """Make the counts of interrupts counted by path, origin and outcome (their places in the lists of `frames`)."""
+    rows = sorted(cells.items())
+
+    def by(place: int, words: tuple[str, ...]) -> dict[str, int]:
+        return {word: sum(n for key, n in rows if key[place] == code) for code, word in enumerate(words)}
+
+    return results.Counts(
+        total=cells.total(),
+        path=by(0, PATHS),
+        origin=by(1, ORIGINS),
+        outcome=by(2, OUTCOMES),
+        rows=tuple(results.CountRow(PATHS[p], ORIGINS[o], OUTCOMES[e], n) for (p, o, e), n in rows),
+        coalesced=coalesced,
+    )
+
+
 class PartTally:
     """The interrupts of one device in one window of time."""
 
@@ -116,19 +133,7 @@ class PartTally:
 
     def counts(self) -> results.Counts:
         """Make the counts."""
-        rows = sorted(self.rows.items())
-
-        def by(place: int, words: tuple[str, ...]) -> dict[str, int]:
-            return {word: sum(n for key, n in rows if key[place] == code) for code, word in enumerate(words)}
-
-        return results.Counts(
-            total=self.rows.total(),
-            path=by(0, PATHS),
-            origin=by(1, ORIGINS),
-            outcome=by(2, OUTCOMES),
-            rows=tuple(results.CountRow(PATHS[p], ORIGINS[o], OUTCOMES[e], n) for (p, o, e), n in rows),
-            coalesced=self.coalesced,
-        )
+        return counts_of(self.rows, self.coalesced)
 
     def latency(self) -> tuple[results.PathLatency, ...]:
         """Make the statistics of each path, most interrupts first, and of all if there is more than one."""

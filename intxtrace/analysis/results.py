@@ -238,6 +238,8 @@ class LogBins:
     per_decade: int
     first: int
     counts: tuple[int, ...]
+    sum: int = 0
+    """Of everything counted, exact."""
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from intxtrace.capture import host, pci
+from intxtrace.host_results import Devices, DeviceState, VmState
 from intxtrace.qemu_options import QemuOptions, is_on, read
 
 if TYPE_CHECKING:
@@ -15,73 +15,6 @@ if TYPE_CHECKING:
     from intxtrace.trace.tables import Device, Tables, Vm
 
 PINS = "ABCD"
-
-
-@dataclass(frozen=True)
-class DeviceState:
-    """One passed-through device. What cannot be seen is null."""
-
-    bdf: str
-    name: str | None
-    vendor_id: int | None
-    device_id: int | None
-    class_id: int | None
-    driver: str | None
-    group: str | None
-    """IOMMU group."""
-    mode: str | None
-    """How it interrupts now: `INTx`, `MSI`, `MSI-X`, `none`."""
-    vectors: int | None
-    """Host interrupts in use; of MSI and MSI-X."""
-    can: tuple[str, ...] | None
-    """What it could do: `INTx`, `MSI`, `MSI-X`."""
-    host_irq: int | None
-    """Of INTx."""
-    chip: str | None
-    """Host interrupt controller and its pin."""
-    count: int | None
-    """Interrupts on that line since boot, whoever raised them."""
-    sharers: tuple[str, ...] | None
-    """Names of the other handlers on the line."""
-    pin: str | None
-    """`A` to `D`, `none`."""
-    intx_disabled: bool | None
-    """DisINTx: set by the guest's driver, or by vfio while the line is masked."""
-    intx_asserted: bool | None
-    nointxmask: bool | None
-    broken_intx_masking: bool | None
-    gsi: int | None
-    """The guest's; only a trace knows it."""
-    path: str | None
-    """Of INTx: `kernel`, `hybrid`, `userspace`."""
-    path_is: str | None
-    """`expected` from QEMU's command line, or `seen` in the trace."""
-    why: str | None
-    """What makes it this path."""
-
-
-@dataclass(frozen=True)
-class VmState:
-    """One virtual machine."""
-
-    name: str
-    pid: int
-    namespaced: bool | None
-    """It runs in another mount or user namespace than this host's init: a container."""
-    qemu_path: str | None
-    machine: str | None
-    irqchip: str | None
-    """`on`, `split`, `off`, as its command line says; null: QEMU's default, which is on for all but a few machines."""
-    devices: tuple[DeviceState, ...]
-
-
-@dataclass(frozen=True)
-class Devices:
-    """The data of JSON schema `intxtrace.devices`."""
-
-    vms: tuple[VmState, ...]
-    notes: tuple[str, ...]
-    """What could not be seen, and why."""
 
 
 def expected_path(options: QemuOptions, bdf: str) -> tuple[str | None, str | None]:

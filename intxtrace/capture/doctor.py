@@ -12,7 +12,6 @@ import os
 import platform
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +23,7 @@ from intxtrace.capture.program import Probes, headers_found
 from intxtrace.capture.qemu_functions import find_functions
 from intxtrace.capture.session import Selection, Session, require_root
 from intxtrace.errors import IntxtraceError
+from intxtrace.host_results import Binary, Check, Diagnosis, FoundFunction, ProbeRow
 
 if TYPE_CHECKING:
     from intxtrace.trace.tables import Probe, Tables
@@ -46,81 +46,6 @@ _OPTIONS = {
 _CAP_SYS_ADMIN = 21
 """include/uapi/linux/capability.h. It stands for CAP_BPF and CAP_PERFMON too; those two alone cannot list the BTF of
 modules (bpf_btf_get_next_id, kernel/bpf/syscall.c)."""
-
-
-@dataclass(frozen=True)
-class Check:
-    """One thing that record needs, or is better with."""
-
-    name: str
-    state: str
-    """`ok`; `missing`: record cannot do without; `worse`: it can, but tells less or costs more; `unknown`."""
-    found: str
-    remedy: str
-    """What to do, where something is to be done."""
-
-
-@dataclass(frozen=True)
-class FoundFunction:
-    """A function of QEMU that is probed."""
-
-    name: str
-    symbol: str
-    """What it is called in this binary."""
-    offset: str
-    """In the file, hexadecimal: where its probe goes."""
-    method: str
-    """How it was found: `usdt`, `dynsym`, `symtab`, `gnu_debugdata`, `trace-variable`."""
-    argument: str | None
-    """What its first argument proved to be; null: its probe could not tell the device."""
-
-
-@dataclass(frozen=True)
-class Binary:
-    """One QEMU binary: installed, or of a VM that runs."""
-
-    path: str
-    pids: tuple[int, ...]
-    """VMs that run it."""
-    version: str | None
-    build_id: str | None
-    functions: tuple[FoundFunction, ...]
-    missing: dict[str, str]
-    """Functions that were not found, and why."""
-    problem: str | None
-    """Why it could not be read at all."""
-
-
-@dataclass(frozen=True)
-class ProbeRow:
-    """One probe: attached, or what would be tried."""
-
-    name: str
-    state: str
-    """`attached`, `fallback`, `missing`, `absent` (this kernel has no need of it); `planned` where it was not tried."""
-    method: str
-    target: str
-    resolved: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class Diagnosis:
-    """The data of JSON schema `intxtrace.doctor`."""
-
-    ready: bool
-    """`record` would work, now."""
-    reason: str | None
-    """What record would say, if not."""
-    kernel: str
-    machine: str
-    distribution: str
-    checks: tuple[Check, ...]
-    tried: bool
-    """The probes below were attached, and detached again; else they are what is planned, or none."""
-    probes: tuple[ProbeRow, ...]
-    vms: tuple[str, ...]
-    binaries: tuple[Binary, ...]
 
 
 def diagnose(*, wait: bool = False, root: Path = Path("/")) -> Diagnosis:

@@ -11,7 +11,20 @@ from typing import Annotated
 import typer
 
 import intxtrace
-from intxtrace.cli import devices, doctor, import_, info, interrupts, record, report, summary
+from intxtrace.cli import (
+    devices,
+    doctor,
+    export,
+    import_,
+    info,
+    interrupts,
+    live,
+    recipe,
+    record,
+    report,
+    schema,
+    summary,
+)
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -69,6 +82,14 @@ app.command(
     )
 )(record.record)
 app.command(
+    epilog=_examples(
+        "intxtrace live",
+        "intxtrace live --vm win10 --path userspace --window 30s",
+        "intxtrace live --once --json | jq '.data.devices[] | {vm, bdf, path, rate}'",
+        "intxtrace live --replay trace.intx --speed 2",
+    )
+)(live.live)
+app.command(
     name="import",
     epilog=_examples(
         "intxtrace import trace.txt -o trace.intx",
@@ -77,6 +98,12 @@ app.command(
         "intxtrace import trace.txt --map my_irq=qemu_interrupt --map my_eoi=qemu_eoi",
     ),
 )(import_.import_)
+app.command(
+    epilog=_examples(
+        "intxtrace recipe tracefs > record.sh; bash record.sh trace.txt 30; intxtrace import trace.txt",
+        "intxtrace recipe bpftrace --qemu /mnt/otherhost/usr/bin/qemu-system-x86_64",
+    )
+)(recipe.recipe)
 app.command(
     epilog=_examples(
         "intxtrace info trace.intx",
@@ -105,3 +132,12 @@ app.command(
         "intxtrace report trace.intx -o report.html --device 0000:01:00.0",
     )
 )(report.report)
+app.command(
+    epilog=_examples(
+        "intxtrace export trace.intx --format parquet -o trace.parquet",
+        "intxtrace export trace.intx --format csv --table states -o -",
+        "intxtrace export trace.intx --format perfetto --vm guest1 --from 2 --to 5",
+        "intxtrace export trace.intx --format openmetrics -o intx.prom --force",
+    )
+)(export.export)
+app.command(epilog=_examples("intxtrace schema", "intxtrace schema summary > summary.schema.json"))(schema.schema)

@@ -16,11 +16,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from intxtrace.capture.recording import Stop
-    from intxtrace.capture.session import Counts, Selection, Session
+    from intxtrace.capture.session import Counts, Session
     from intxtrace.trace.tables import Tables
 
 _UNITS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "": 1.0}
-_SIZES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
 def record(
@@ -54,18 +53,12 @@ def record(
     it and keeps everything.
     """
     from intxtrace.capture.recording import Stop
+    from intxtrace.cli.capturing import session_maker
     from intxtrace.errors import IntxtraceError
     from intxtrace.units import printable
 
     seconds = _duration(duration) if duration else None
-    ring_bytes = _size(ring_size)
-    selection = _selection(vm, pid, device)
-    if bar not in ("count", "all", "none"):
-        raise IntxtraceError(f"--bar takes count, all or none, not {bar!r}")
-
-    from intxtrace.capture.session import Session, require_root
-
-    require_root()
+    make_session = session_maker(vm or [], pid or [], device or [], bar, ring_size)
     if output is None:
         output = Path(time.strftime("intxtrace-%Y%m%d-%H%M%S.intx"))
     if not force and not dry_run and os.path.lexists(output):
@@ -78,10 +71,10 @@ def record(
     stop = Stop()
     waits = wait or bool(command)
     if dry_run:
-        with Session(selection, bar=bar, ring_bytes=ring_bytes, wait=waits, say=say) as session:
+        with make_session(wait=waits, say=say) as session:
             _describe(session.tables, say)
         return
-    with stop.listening(), Session(selection, bar=bar, ring_bytes=ring_bytes, wait=waits, say=say) as session:
+    with stop.listening(), make_session(wait=waits, say=say) as session:
         status = _record(session, stop, command or [], output, seconds, max_interrupts, force, _CounterLine(quiet), say)
     raise typer.Exit(status)
 
@@ -182,25 +175,3 @@ def _duration(text: str) -> float:
     if not match or float(match[1]) == 0:
         raise IntxtraceError(f"--duration takes a time such as 500ms, 30s, 5m or 2h, not {text!r}")
     return float(match[1]) * _UNITS[match[2]]
-
-
-def _size(text: str) -> int:
-    from intxtrace.errors import IntxtraceError
-
-    match = re.fullmatch(r"(\d+)([KMG]?)", text.strip())
-    size = int(match[1]) * _SIZES[match[2]] if match else 0
-    if not (1 << 16 <= size <= 1 << 30) or size & (size - 1):
-        raise IntxtraceError(f"--ring-size takes a power of two from 64K to 1G, not {text!r}")
-    return size
-
-
-def _selection(vms: list[str] | None, pids: list[int] | None, devices: list[str] | None) -> Selection:
-    from intxtrace.capture.session import Selection
-    from intxtrace.errors import IntxtraceError
-    from intxtrace.events import format_address, parse_address
-
-    try:
-        addresses = frozenset(format_address(parse_address(bdf)) for bdf in devices or ())
-    except ValueError as error:
-        raise IntxtraceError(f"--device: {error}") from error
-    return Selection(addresses, frozenset(vms or ()), frozenset(pids or ()))

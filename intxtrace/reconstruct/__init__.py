@@ -52,6 +52,15 @@ class Result(NamedTuple):
     """`frames.COUNTERS`, window by window."""
 
 
+class Present(NamedTuple):
+    """What holds now and is not closed: frames with the columns of `intxtrace.frames`."""
+
+    states: pd.DataFrame
+    """`frames.DEVICE_STATES`: the state that each device is in; `end_at` is null."""
+    counters: pd.DataFrame
+    """`frames.COUNTERS` of the window that is not over, BAR accesses by offset left out: only their totals."""
+
+
 class Reconstructor:
     """Feeds events to the state machine and collects the rows that it closes.
 
@@ -122,6 +131,15 @@ class Reconstructor:
             interrupts_frame(rows["interrupt_rows"], self._tables, self._clock_orders_only),
             states_frame(rows["state_rows"], self._tables),
             counters_frame(rows["counter_rows"], self._tables),
+        )
+
+    def present(self) -> Present:
+        """Return what `closed` cannot give yet, as it is now, and change nothing."""
+        from intxtrace.reconstruct.present import lasting_states, open_counters
+
+        return Present(
+            states_frame(lasting_states(self._state), self._tables),
+            counters_frame(open_counters(self._state), self._tables),
         )
 
     def _empty(self) -> None:

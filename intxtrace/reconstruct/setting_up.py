@@ -268,7 +268,7 @@ def on_device(s: State, e: Any, device_pids: Any) -> None:
     device.bdf = e.arg0
     if e.arg1 != 0:
         device.host_irq = e.arg1
-    if device.owner == 0 and e.aux < len(device_pids):
+    if device.owner == 0 and 0 <= e.aux < len(device_pids):
         device.owner = device_pids[e.aux]
 
 
@@ -285,7 +285,7 @@ def on_vm(s: State, e: Any, vm_pids: Any) -> None:
         vm_went(s, v, e.ts)  # The address belongs to another virtual machine now.
         v = new_vm(s, e)
     s.vms[v].id = e.aux
-    if e.aux < len(vm_pids):
+    if 0 <= e.aux < len(vm_pids):
         s.vms[v].pid = vm_pids[e.aux]
         put(s, TAG_PID, s.vms[v].pid, 0, v)
 

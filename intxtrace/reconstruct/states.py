@@ -64,7 +64,7 @@ def end_state(s: State, d: int, ts: int) -> None:
 def on_qemu_mmaps(s: State, e: Any) -> None:
     """vfio_region_mmaps_set_enabled: a BAR is mapped into the guest, or traps."""
     d = device_of_qemu(s, e)
-    if d < 0 or e.aux >= 32:
+    if d < 0 or not 0 <= e.aux < 32:
         return
     device = s.devices[d]
     before = bars_mapped(device)

@@ -13,8 +13,7 @@ from intxtrace.units import UNKNOWN, count, plural, printable
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from intxtrace.capture.devices import Devices, DeviceState
-    from intxtrace.capture.doctor import Binary, Diagnosis
+    from intxtrace.host_results import Binary, Devices, DeviceState, Diagnosis
 
 
 _STATES = {

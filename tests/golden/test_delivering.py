@@ -57,7 +57,7 @@ def test_an_eoi_that_no_resampler_takes_is_another_one() -> None:
     task = {"tgid": d.vm.pid, "tid": d.vm.vcpu}
     t.emit(Kind.RESAMPLER_ACK, vm=d.vm.kvm, arg0=5, **task)
     t.emit(Kind.KVM_ACK, vm=d.vm.kvm, arg0=9, arg1=2, **task)
-    t.unmask(d, **task)
+    t.unmask(d, tgid=d.vm.pid, tid=d.vm.vcpu)
     assert story(t) == [("unknown", "unknown", "headless")]
 
 

@@ -197,7 +197,7 @@ def test_an_eoi_of_an_unnamed_vm_that_no_resampler_takes_is_another_one() -> Non
     task = {"tgid": 7, "tid": 7}
     t.emit(Kind.RESAMPLER_ACK, vm=d.vm.kvm, arg0=5, **task)
     t.emit(Kind.KVM_ACK, arg0=9, arg1=2, **task)
-    t.unmask(d, **task)
+    t.unmask(d, tgid=7, tid=7)
     assert [row["path"] for row in t.rows()] == ["unknown"]
 
 

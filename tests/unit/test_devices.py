@@ -13,7 +13,7 @@ import intxtrace
 from intxtrace.__main__ import main
 from intxtrace.analysis import Analysis
 from intxtrace.capture import devices, host, pci
-from intxtrace.capture.devices import Devices, DeviceState, VmState
+from intxtrace.host_results import Devices, DeviceState, VmState
 from intxtrace.qemu_options import read
 from intxtrace.render.host import print_devices
 from tests.unit.test_host import make_device, make_process

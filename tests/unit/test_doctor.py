@@ -17,8 +17,8 @@ from rich.console import Console
 
 from intxtrace.__main__ import main
 from intxtrace.capture import bcc_import, doctor, host, remedies, session
-from intxtrace.capture.doctor import Binary, Check, Diagnosis, FoundFunction, ProbeRow
 from intxtrace.errors import IntxtraceError
+from intxtrace.host_results import Binary, Check, Diagnosis, FoundFunction, ProbeRow
 from intxtrace.render.host import print_diagnosis
 from intxtrace.trace.tables import Probe, Tables, Vm
 

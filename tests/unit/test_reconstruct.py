@@ -13,12 +13,13 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from intxtrace import frames
+from intxtrace import frames, open_trace
 from intxtrace.errors import IntxtraceError
 from intxtrace.events import RECORD, Kind
 from intxtrace.reconstruct import Reconstructor, Result, compile, state
 from tests.dsl import DeviceHandle, Trace, reconstruct
 from tests.generate import generate
+from tests.unit.traces import write_trace
 
 FEW = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
@@ -295,3 +296,13 @@ def test_a_folder_of_somebody_else_is_not_used(tmp_path: Path) -> None:
     folder.mkdir(mode=0o700)
     os.chown(folder, 65534, 65534)
     assert not compile.is_ours_alone(folder)
+
+
+def test_row_ids_that_no_table_can_have(tmp_path: Path) -> None:
+    """A damaged or hostile file: `aux` is u32 in the file, and signed here."""
+    events = np.zeros(3, RECORD)
+    events["kind"] = [Kind.VM, Kind.DEVICE, Kind.QEMU_MMAPS]
+    events["ts"], events["aux"], events["value"] = [1, 2, 3], 2**32 - 9, 1
+    events["vm"], events["device"] = 5, 6
+    trace = open_trace(write_trace(tmp_path / "a.intx", events))
+    assert len(trace.interrupts) == 0
