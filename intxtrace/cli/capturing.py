@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from functools import partial
 from typing import TYPE_CHECKING
@@ -30,11 +29,10 @@ def session_maker(
     addresses = _addresses(devices)
     if bar not in BAR_MODES:
         raise IntxtraceError(f"--bar takes count, all or none, not {bar!r}")
-    if os.geteuid() != 0:
-        raise IntxtraceError("recording loads probes into the kernel and needs root: run this with sudo")
 
-    from intxtrace.capture.session import Selection, Session
+    from intxtrace.capture.session import Selection, Session, require_root
 
+    require_root()
     selection = Selection(addresses, frozenset(vms), frozenset(pids))
     return partial(Session, selection, bar=bar, ring_bytes=ring_bytes)
 

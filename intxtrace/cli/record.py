@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from intxtrace.capture.recording import Stop
     from intxtrace.capture.session import Counts, Session
+    from intxtrace.trace.tables import Tables
 
 _UNITS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "": 1.0}
 
@@ -41,6 +42,9 @@ def record(
     ] = "16M",
     wait: Annotated[bool, typer.Option("--wait", help="Also when no such VM runs yet: wait for it.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Overwrite the trace file.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Load and attach everything, say so, and leave; no trace, no command.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print nothing but errors.")] = False,
 ) -> None:
     """Record the INTx interrupts of this host's VMs to a trace file. Needs root and bcc.
@@ -57,7 +61,7 @@ def record(
     make_session = session_maker(vm or [], pid or [], device or [], bar, ring_size)
     if output is None:
         output = Path(time.strftime("intxtrace-%Y%m%d-%H%M%S.intx"))
-    if not force and os.path.lexists(output):
+    if not force and not dry_run and os.path.lexists(output):
         raise IntxtraceError(f"{output} exists: give another -o, or --force to overwrite it")
 
     def say(sentence: str) -> None:
@@ -66,6 +70,10 @@ def record(
 
     stop = Stop()
     waits = wait or bool(command)
+    if dry_run:
+        with make_session(wait=waits, say=say) as session:
+            _describe(session.tables, say)
+        return
     with stop.listening(), make_session(wait=waits, say=say) as session:
         status = _record(session, stop, command or [], output, seconds, max_interrupts, force, _CounterLine(quiet), say)
     raise typer.Exit(status)
@@ -87,9 +95,7 @@ def _record(
     from intxtrace.trace.metadata import Metadata
     from intxtrace.trace.writer import TraceWriter
 
-    for row in session.tables.probes:
-        if row.standing == "missing" and row.reason:
-            say(f"not traced: {row.name}: {row.reason}")
+    _say_missing(session.tables, say)
     child: subprocess.Popen[bytes] | None = None
     with TraceWriter(output, Metadata.of_this_host(["intxtrace", *sys.argv[1:]]), force) as writer:
         writer.write(session.take(), session.tables)
@@ -113,6 +119,25 @@ def _record(
     if child is not None and child.poll() is None:
         say(f"the command still runs (pid {child.pid})")
     return child.returncode if child is not None and child.returncode is not None and child.returncode > 0 else 0
+
+
+def _say_missing(tables: Tables, say: Callable[[str], None]) -> None:
+    for row in tables.probes:
+        if row.standing == "missing" and row.reason:
+            say(f"not traced: {row.name}: {row.reason}")
+
+
+def _describe(tables: Tables, say: Callable[[str], None]) -> None:
+    """Say what a recording would have begun with."""
+    from collections import Counter
+
+    _say_missing(tables, say)
+    standings = Counter(row.standing for row in tables.probes)
+    vms = ", ".join(f"{vm.name} (pid {vm.pid})" for vm in tables.vms) or "no VM yet"
+    say(
+        f"dry run: {standings['attached']} probes attached, {standings['fallback']} by a fallback, "
+        f"{standings['missing']} missing; {vms}; nothing was recorded, everything is detached"
+    )
 
 
 class _CounterLine:
