@@ -39,6 +39,13 @@ def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:
     return json.loads(capsys.readouterr().out)
 
 
+def of_trace(name: str, trace: Path) -> tuple[str, ...]:
+    """The command that prints a shape of a trace."""
+    if name == "live":
+        return "live", "--once", "--json", "--replay", str(trace), "--speed", "1e6", "--window", "1h"
+    return SHAPES[name].command, str(trace), "--json"
+
+
 def test_every_command_with_json_has_a_shape() -> None:
     assert commands_with_json() == {shape.command for shape in SHAPES.values()}
 
@@ -58,13 +65,13 @@ def test_what_is_printed_has_the_shape(name: str, tmp_path: Path, capsys: pytest
     odd = write_trace(tmp_path / "odd.intx", some_events(300))
     empty = write_trace(tmp_path / "empty.intx")
     for trace in (*TRACES, odd, empty):
-        validator.validate(printed(capsys, SHAPES[name].command, str(trace), "--json"))
+        validator.validate(printed(capsys, *of_trace(name, trace)))
 
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_a_document_of_another_shape_is_refused(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     validator = jsonschema.Draft202012Validator(schema(name))
-    document = printed(capsys, SHAPES[name].command, str(TRACES[0]), "--json")
+    document = printed(capsys, *of_trace(name, TRACES[0]))
     validator.validate(document)
     refused = 0
     for broken in _broken(document):
@@ -104,7 +111,7 @@ def test_the_list_names_every_shape(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["nothing"], "there is no shape nothing; choose from info, interrupts, summary"),
+        (["nothing"], "there is no shape nothing; choose from info, interrupts, live, summary"),
         ([""], "there is no shape ; choose from"),
         (["summary", "info"], "Got unexpected extra argument"),
     ],
