@@ -13,6 +13,7 @@ import numpy as np
 
 from intxtrace.analysis import results
 from intxtrace.analysis.bins import time_step
+from intxtrace.analysis.missing import missing
 from intxtrace.analysis.results import MEASURES, Options, Summary
 from intxtrace.analysis.rows import NULL, by_device, codes, ints
 from intxtrace.analysis.tally import DeviceTally
@@ -154,6 +155,7 @@ class Analysis:
                 for p in self._tables.probes
             ),
             devices=tuple(devices),
+            missing=missing(self._metadata, recorded, devices),
             axis=axis,
         )
 

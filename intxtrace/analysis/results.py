@@ -403,6 +403,15 @@ class Quality:
 
 
 @dataclass(frozen=True)
+class Missing:
+    """Something that an imported recording cannot tell."""
+
+    what: str
+    how: str
+    """What to record, so that it can."""
+
+
+@dataclass(frozen=True)
 class Summary:
     """The answer. As JSON: the data of schema `intxtrace.summary`, without the figures."""
 
@@ -412,5 +421,7 @@ class Summary:
     probes: tuple[ProbeState, ...]
     devices: tuple[DeviceSummary, ...]
     """Most interrupts first."""
+    missing: tuple[Missing, ...] = ()
+    """Recordings of other tools: what they cannot tell."""
     axis: TimeAxis | None = field(default=None, metadata={"json": False})
     """Null without a clock or without an interrupt."""

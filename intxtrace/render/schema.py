@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 from intxtrace.analysis.inventory import Info
+from intxtrace.analysis.live import LiveView
 from intxtrace.analysis.results import Interrupt, Summary
 from intxtrace.render.json import VERSION
 from intxtrace.trace.metadata import Metadata
@@ -33,6 +34,7 @@ class Shape(NamedTuple):
 SHAPES: dict[str, Shape] = {
     "info": Shape(Info, "info"),
     "interrupts": Shape(tuple[Interrupt, ...], "interrupts"),
+    "live": Shape(LiveView, "live"),
     "summary": Shape(Summary, "summary"),
 }
 """By the name that follows `intxtrace.` in a document's `schema`."""

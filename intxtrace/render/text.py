@@ -39,6 +39,8 @@ def print_summary(found: Summary, console: Console) -> None:
         _print_device(device, console, recording.begin_at)
     console.print()
     _print_quality(found.quality, console)
+    for each in found.missing:
+        console.print(Text(f"not recorded: {each.what}; it takes {each.how}", style="yellow"))
 
 
 def _print_device(device: DeviceSummary, console: Console, begin_at: int | None) -> None:

@@ -25,6 +25,13 @@ def commands_with_json() -> set[str]:
     return {name for name, command in group.commands.items() if any("--json" in p.opts for p in command.params)}
 
 
+def call(name: str, trace: Path) -> list[str]:
+    """The command that prints a shape of this trace."""
+    if name == "live":
+        return ["live", "--once", "--json", "--replay", str(trace), "--speed", "1000", "--window", "60s"]
+    return [SHAPES[name].command, str(trace), "--json"]
+
+
 def strict(value: Any) -> Any:
     """Forbid members that the shape does not name: what a new version may add, this version must publish."""
     if isinstance(value, dict):
@@ -58,13 +65,13 @@ def test_what_is_printed_has_the_shape(name: str, tmp_path: Path, capsys: pytest
     odd = write_trace(tmp_path / "odd.intx", some_events(300))
     empty = write_trace(tmp_path / "empty.intx")
     for trace in (*TRACES, odd, empty):
-        validator.validate(printed(capsys, SHAPES[name].command, str(trace), "--json"))
+        validator.validate(printed(capsys, *call(name, trace)))
 
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_a_document_of_another_shape_is_refused(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     validator = jsonschema.Draft202012Validator(schema(name))
-    document = printed(capsys, SHAPES[name].command, str(TRACES[0]), "--json")
+    document = printed(capsys, *call(name, TRACES[0]))
     validator.validate(document)
     refused = 0
     for broken in _broken(document):
@@ -104,7 +111,7 @@ def test_the_list_names_every_shape(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["nothing"], "there is no shape nothing; choose from info, interrupts, summary"),
+        (["nothing"], "there is no shape nothing; choose from info, interrupts, live, summary"),
         ([""], "there is no shape ; choose from"),
         (["summary", "info"], "Got unexpected extra argument"),
     ],
