@@ -323,6 +323,11 @@ class Session:
         self.counts.interrupts += int(np.count_nonzero((kinds == Kind.EVENTFD_SIGNAL) & (in_call != 0)))
         return events
 
+    @property
+    def safe_at(self) -> int:
+        """All events before this instant have been taken."""
+        return self._drain.safe_at
+
     def _own_events(self) -> list[Events]:
         lost = self._losses.reserves(time.monotonic_ns())
         self.counts.lost += sum(int(event["arg1"][0]) for event in lost)

@@ -78,6 +78,7 @@ app.command(
         "intxtrace record -o slow.intx --vm win10 --duration 30s",
         "intxtrace record --device 0000:01:00.0 --max-interrupts 10000",
         "intxtrace record --wait --dry-run",
+        "intxtrace record --keep 60s --stop-when 'masked>5ms'",
         "intxtrace record -- virsh start win10",
     )
 )(record.record)
