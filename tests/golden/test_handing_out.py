@@ -56,20 +56,25 @@ def test_of_tracepoints() -> None:
     assert late(t.records(), t.tables) == []
 
 
-def known_work(t: Points) -> tuple[DeviceHandle, DeviceHandle]:
-    """Two devices whose work items are known, and which have nothing in flight that the line is masked for."""
+UNMASKS = (*TRACEPOINTS, Kind.UNMASK_ENTRY, Kind.CHECKED_UNMASK, Kind.UNMASK_EXIT)
+"""Without the unmask, an interrupt on the kernel path waits until the next one is claimed."""
+
+
+def known_work(t: Points, *, source: int = 1) -> tuple[DeviceHandle, DeviceHandle]:
+    """Two devices whose work items are known, and which have nothing in flight."""
     both = t.pair()
     for d in both:
         t.point_handler(d)
-        t.point_inject(d)
+        t.point_inject(d, source=source)
         t.point_ack(d)
+        t.unmask(d, tid=100)
     return both
 
 
 def test_of_tracepoints_of_a_kick() -> None:
     """`on_ack_of_unnamed_vm`, `doubt`: the line is not masked, so the guest's EOI is the last word."""
     for devices in (1, 2):
-        t = Points()
+        t = Points(UNMASKS)
         both = known_work(t)
         for d in both[:devices]:
             t.work(Kind.WORK_QUEUED, d, Work.IRQFD_INJECT, tid=7)
@@ -81,8 +86,8 @@ def test_of_tracepoints_of_a_kick() -> None:
 
 def test_of_a_worker_that_goes_on_to_another_device() -> None:
     """`on_work_started`: the return of kvm_set_irq was not recorded; no probe shows the end of an edge irqfd."""
-    t = Points((*TRACEPOINTS, Kind.KVM_SET_IRQ_EXIT))
-    a, b = known_work(t)
+    t = Points((*UNMASKS, Kind.KVM_SET_IRQ_EXIT))
+    a, b = known_work(t, source=0)
     for d in (a, b):
         t.work(Kind.WORK_QUEUED, d, Work.IRQFD_INJECT, tid=7)
     t.point_inject(a, source=0)
