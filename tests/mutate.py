@@ -235,7 +235,6 @@ def start(mutant: Mutant, killers: list[Killer]) -> int:
         return child
     verdict = KILLED_BY_GOLDEN
     try:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Whoever started it ends it.
         signal.signal(signal.SIGVTALRM, lambda *_: os._exit(verdict))
         pages = int(Path("/proc/self/statm").read_text().split()[0])
         resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + MEMORY,) * 2)
@@ -247,6 +246,36 @@ def start(mutant: Mutant, killers: list[Killer]) -> int:
         verdict = SURVIVED
     finally:
         os._exit(verdict)
+
+
+def judge(broken: list[Mutant], killers: list[Killer]) -> Iterator[tuple[Mutant, int]]:
+    """Judge mutants, as many at a time as there are processors; whoever stops iterating ends what runs.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C.
+    """
+    running: dict[int, Mutant] = {}
+    waiting = iter(broken)
+    news = {signal.SIGCHLD, signal.SIGINT}
+    signal.pthread_sigmask(signal.SIG_BLOCK, news)  # For the processes too: whoever started them ends them.
+    try:
+        while True:
+            while len(running) < (os.cpu_count() or 1) and (mutant := next(waiting, None)):
+                running[start(mutant, [k for k in killers if k.lines & mutant.lines])] = mutant
+            if not running:
+                return
+            if signal.sigwait(news) == signal.SIGINT:
+                raise KeyboardInterrupt
+            for child in [*running]:
+                ended, status = os.waitpid(child, os.WNOHANG)
+                if ended:
+                    verdict = os.waitstatus_to_exitcode(status)
+                    yield running.pop(child), verdict if verdict in (KILLED_BY_TRACE, SURVIVED) else KILLED_BY_GOLDEN
+    finally:
+        for child in running:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, news)
 
 
 def main(arguments: list[str]) -> int:
@@ -266,28 +295,19 @@ def main(arguments: list[str]) -> int:
     )
 
     gc.freeze()  # What all share stays shared.
-    whole = Mutant("nothing", broken[0].function, broken[0].function.__code__, set())
-    if os.waitstatus_to_exitcode(os.waitpid(start(whole, killers), 0)[1]) != SURVIVED:
+    all_lines = set().union(*(killer.lines for killer in killers))
+    whole = Mutant("nothing", broken[0].function, broken[0].function.__code__, all_lines)
+    if [verdict for _, verdict in judge([whole], killers)] != [SURVIVED]:
         print("something fails with nothing broken: no mutant can be judged")
         return 1
-    running: dict[int, Mutant] = {}
     verdicts: dict[str, int] = {}
-    waiting = iter(broken)
     try:
-        while len(verdicts) < len(broken):
-            while len(running) < (os.cpu_count() or 1) and (mutant := next(waiting, None)):
-                running[start(mutant, [k for k in killers if k.lines & mutant.lines])] = mutant
-            child, status = os.wait()
-            mutant = running.pop(child)
-            verdict = os.waitstatus_to_exitcode(status)
-            verdicts[mutant.name] = verdict if verdict in (KILLED_BY_TRACE, SURVIVED) else KILLED_BY_GOLDEN
-            tell(mutant.name, verdicts[mutant.name])
+        for mutant, verdict in judge(broken, killers):
+            verdicts[mutant.name] = verdict
+            tell(mutant.name, verdict)
             if len(verdicts) % 100 == 0:
                 print(f"{len(verdicts)} of {len(broken)}, {time.monotonic() - begin:.0f} s", flush=True)
     except KeyboardInterrupt:
-        for child in running:
-            os.kill(child, signal.SIGKILL)
-            os.waitpid(child, 0)
         print("interrupted")
 
     number = Counter(verdicts.values())
@@ -316,4 +336,7 @@ def tell(name: str, verdict: int) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except KeyboardInterrupt:
+        sys.exit("interrupted")
