@@ -6,6 +6,7 @@ import io
 import itertools
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from typing import Any
 
@@ -15,6 +16,7 @@ from rich.console import Console
 
 from intxtrace.analysis import Options, Summary, analyse, interrupt_rows
 from intxtrace.analysis.inventory import Info
+from intxtrace.analysis.results import Missing
 from intxtrace.render import html
 from intxtrace.render.html import write_report
 from intxtrace.render.json import interrupts as interrupts_json
@@ -249,6 +251,14 @@ def test_page_of_very_many_devices_is_bounded_and_says_so() -> None:
     assert page.count("<tr data-device=") == html.LISTED
     assert f"{html.LISTED - detailed} devices with the fewest interrupts have no section" in page
     assert f"{250 - html.LISTED} further devices with fewer interrupts" in page
+
+
+def test_page_says_what_an_import_cannot_tell(found: Summary) -> None:
+    page = write_report(replace(found, missing=(Missing("how it ended <here>", "a probe & another"),)))
+    assert "how it ended &lt;here&gt;" in page
+    assert "a probe &amp; another" in page
+    assert "1 thing that an import cannot tell" in page
+    assert "cannot tell" not in write_report(found)
 
 
 def test_page_of_an_empty_trace() -> None:
