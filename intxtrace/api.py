@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -108,11 +108,14 @@ class Trace:
         with TraceReader(self.path) as reader:
             yield from self._watched(reader, (events for events, _ in reader.iter_batches()))
 
-    def iter_results(self) -> Iterator[Result]:
-        """Hand out interrupts, states and counters as they close, batch by batch, in bounded memory."""
-        return self._results(_EVENTS_A_RESULT)
+    def iter_results(self, watch: Callable[[Events], None] | None = None) -> Iterator[Result]:
+        """Hand out interrupts, states and counters as they close, batch by batch, in bounded memory.
 
-    def _results(self, events_a_result: float) -> Iterator[Result]:
+        `watch` sees each batch of events, column by column, before the results that it makes.
+        """
+        return self._results(_EVENTS_A_RESULT, watch)
+
+    def _results(self, events_a_result: float, watch: Callable[[Events], None] | None = None) -> Iterator[Result]:
         from intxtrace.reconstruct import Reconstructor
 
         with TraceReader(self.path) as reader:
@@ -121,6 +124,8 @@ class Trace:
             )
             taken = 0
             for columns in self._watched(reader, reader.iter_columns()):
+                if watch is not None:
+                    watch(columns)
                 reconstructor.take(columns)
                 taken += len(columns["ts"])
                 if taken >= events_a_result:

@@ -13,11 +13,13 @@ import numpy as np
 
 from intxtrace.analysis import results
 from intxtrace.analysis.bins import time_step
+from intxtrace.analysis.findings import diagnose, without_times
 from intxtrace.analysis.missing import missing
 from intxtrace.analysis.results import MEASURES, Options, Summary
 from intxtrace.analysis.rows import NULL, by_device, codes, ints
 from intxtrace.analysis.tally import DeviceTally
 from intxtrace.analysis.verdict import judge
+from intxtrace.analysis.witness import Witness
 from intxtrace.frames import COUNTER_NAMES, ORIGINS, OUTCOMES, PATHS, STAGES, STATES
 from intxtrace.trace.metadata import Metadata
 from intxtrace.trace.tables import Device
@@ -40,6 +42,8 @@ class Analysis:
         self._metadata = metadata
         self._tables = tables
         self._options = options or Options()
+        self.witness = Witness()
+        """Wants to see the events too (`Witness.take`): some findings rest on them."""
         self._timed = metadata.clock != "none"
         self._devices: dict[tuple[int | None, str | None], DeviceTally] = {}
         self._lost = 0
@@ -156,8 +160,14 @@ class Analysis:
             ),
             devices=tuple(devices),
             missing=missing(self._metadata, recorded, devices),
+            findings=self._findings(tuple(devices), recording.end_at),
             axis=axis,
         )
+
+    def _findings(self, devices: tuple[results.DeviceSummary, ...], end_at: int | None) -> tuple[results.Finding, ...]:
+        traits = {key: device.traits for key, device in self._devices.items()}
+        found = diagnose(devices, traits, self._tables, self.witness, end_at)
+        return found if self._timed else tuple(without_times(finding) for finding in found)
 
     def _recording(self) -> results.Recording:
         metadata, first, last = self._metadata, self._first, self._last

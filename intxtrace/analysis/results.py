@@ -337,6 +337,42 @@ class DeviceSummary:
 
 
 @dataclass(frozen=True)
+class Evidence:
+    """What shows a finding. Null: not known, or it has none."""
+
+    text: str
+    count: int | None = None
+    total: int | None = None
+    """Of so many."""
+    begin_at: int | None = None
+    """When it began, or was first seen …"""
+    end_at: int | None = None
+    """… and ended, or was last seen."""
+    interrupts: tuple[int, ...] = ()
+    """Ids of the first of the interrupts in question, at most ten."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that is wrong with a device, what shows it, and what to do. See `intxtrace.analysis.findings`."""
+
+    name: str
+    """Stable: programs may look for it."""
+    severity: str
+    """`problem`: interrupts stop, or will; `warning`: they cost far more than they need; `note`: worth knowing."""
+    device: int | None
+    """Row of the device table."""
+    bdf: str | None
+    vm: str | None
+    vm_pid: int | None
+    title: str
+    """What is so, in a sentence."""
+    evidence: tuple[Evidence, ...]
+    explanation: str
+    advice: str
+
+
+@dataclass(frozen=True)
 class TimeAxis:
     """The bins of time that the figures share: bin i begins at `begin_at + i * width_ns`."""
 
@@ -423,5 +459,7 @@ class Summary:
     """Most interrupts first."""
     missing: tuple[Missing, ...] = ()
     """Recordings of other tools: what they cannot tell."""
+    findings: tuple[Finding, ...] = ()
+    """What is wrong, worst first; none if nothing is."""
     axis: TimeAxis | None = field(default=None, metadata={"json": False})
     """Null without a clock or without an interrupt."""

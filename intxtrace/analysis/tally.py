@@ -17,6 +17,7 @@ from intxtrace.analysis.histogram import Histogram
 from intxtrace.analysis.part import PartTally
 from intxtrace.analysis.results import Options
 from intxtrace.analysis.rows import NULL, first_known, interrupt_rows, ints, plain
+from intxtrace.analysis.traits import Traits
 from intxtrace.frames import OUTCOMES, PATHS
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ class DeviceTally:
 
     def __init__(self, options: Options) -> None:
         self._options = options
+        self.traits = Traits()
         self.bdf: str | None = None
         self.vm_pid: int | None = None
         self.host_irq: int | None = None
@@ -108,6 +110,7 @@ class DeviceTally:
             if getattr(self, name) is None:
                 setattr(self, name, first_known(frame[name].iloc[rows]))
         self._bar_accesses.add(accesses[accesses >= 0])
+        self.traits.add_interrupts(frame, rows, path, origin, outcome, durations)
         masked = np.where(outcome == OUTCOMES.index("complete"), durations["masked_ns"], NULL)
         candidates = []
         for key in np.unique(window).tolist():
@@ -170,7 +173,9 @@ class DeviceTally:
         self.bdf = self.bdf or first_known(frame["bdf"])
         names = ("state", "bars_mapped", "begin_at", "end_at", "reason")
         columns = [[plain(value) for value in frame[name].tolist()] for name in names]
-        for interval in (results.StateInterval(*row) for row in zip(*columns, strict=True)):
+        intervals = [results.StateInterval(*row) for row in zip(*columns, strict=True)]
+        self.traits.add_states(intervals)
+        for interval in intervals:
             self._changes += 1
             if interval.end_at is None:
                 self._open_intervals.append(interval)
@@ -195,6 +200,7 @@ class DeviceTally:
 
     def fold(self, other: DeviceTally) -> None:
         """Take over the states and counters of another tally."""
+        self.traits.fold(other.traits)
         self._totals.update(other._totals)
         self._offsets.update(other._offsets)
         self._other_offsets.update(other._other_offsets)

@@ -13,10 +13,15 @@ import warnings
 from pathlib import Path
 from types import ModuleType
 
+from intxtrace.capture import remedies
 from intxtrace.errors import IntxtraceError
 
-INSTALL = "install it from your distribution (Debian, Ubuntu: apt install python3-bpfcc; Fedora, RHEL: dnf install \
-python3-bcc; Arch: pacman -S python-bcc; never `pip install bcc`, which is another project)"
+
+def _install() -> str:
+    return (
+        f"install it from your distribution ({remedies.distribution().bcc}; never `pip install bcc`, which is another "
+        "project)"
+    )
 
 
 def _candidates() -> list[Path]:
@@ -48,6 +53,6 @@ def import_bcc() -> ModuleType:
         except (ImportError, OSError, AttributeError) as error:
             for name in [name for name in sys.modules if name == "bcc" or name.startswith("bcc.")]:
                 del sys.modules[name]
-            raise IntxtraceError(f"bcc at {path.parent} does not load ({error}): {INSTALL}") from error
+            raise IntxtraceError(f"bcc at {path.parent} does not load ({error}): {_install()}") from error
         return module
-    raise IntxtraceError(f"bcc is not installed: {INSTALL}")
+    raise IntxtraceError(f"bcc is not installed: {_install()}")

@@ -9,6 +9,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from intxtrace import qemu_options
+from intxtrace.capture import pci
 from intxtrace.trace.tables import Device, Vm
 
 PROC = Path("/proc")
@@ -143,7 +145,8 @@ def installed_qemu() -> list[Path]:
 
 
 _KEPT_OPTIONS = {"name", "M", "machine", "accel", "enable-kvm", "no-kvm"}
-_KEPT_VALUES = {"device": ("vfio-pci", "intel-iommu", "amd-iommu", "virtio-iommu"), "global": ("vfio-pci", "q35", "pc")}
+_KEPT_DEVICES = ("vfio-pci", "intel-iommu", "amd-iommu", "virtio-iommu")
+_KEPT_VALUES = {"global": ("vfio-pci", "q35", "pc"), "set": ("device.",)}
 
 
 def telling_options(command_line: tuple[str, ...]) -> list[str]:
@@ -153,11 +156,10 @@ def telling_options(command_line: tuple[str, ...]) -> list[str]:
     """
     kept: list[str] = []
     words = [word[:_MAX_TEXT] for word in command_line[:4096]]
-    for word, following in itertools.zip_longest(words, words[1:], fillvalue=""):
-        option = word.lstrip("-") if word.startswith("-") else ""
-        value = "" if following.startswith("-") else following
-        if option in _KEPT_OPTIONS or (option in _KEPT_VALUES and value.startswith(_KEPT_VALUES[option])):
-            kept += [word, value] if value else [word]
+    for option, value in qemu_options.options(words):
+        named = option == "device" and qemu_options.properties(value).get("", "").startswith(_KEPT_DEVICES)
+        if option in _KEPT_OPTIONS or named or value.startswith(_KEPT_VALUES.get(option, "\0")):
+            kept += [f"-{option}", value] if value else [f"-{option}"]
     return kept
 
 
@@ -178,45 +180,46 @@ def vm_row(row_id: int, one: Process | None, pid: int) -> Vm:
     )
 
 
-_CAPABILITY_LIST = 0x34
-_CAP_MSI, _CAP_MSIX = 0x05, 0x11  # PCI_CAP_ID_MSI, PCI_CAP_ID_MSIX of include/uapi/linux/pci_regs.h
-
-
-def _capabilities(config: bytes) -> set[int] | None:
-    """Walk the capability list of PCI configuration space; None if it could not be read."""
-    if len(config) < 64:
-        return None
-    if not config[0x06] & 0x10:
-        return set()
-    found: set[int] = set()
-    at = config[_CAPABILITY_LIST] & ~3
-    for _ in range(48):
-        if not 0x40 <= at < len(config) - 1:
-            break
-        found.add(config[at])
-        at = config[at + 1] & ~3
-    return found
-
-
 def device_row(row_id: int, bdf: str, sys: Path = SYS) -> Device:
-    """Make the table row of a PCI device, as sysfs shows it now."""
+    """Make the table row of a PCI device, as sysfs and /proc/interrupts (both beside each other) show it now."""
     folder = sys / "bus/pci/devices" / bdf
-    config = b""
+    root = sys.parent
+    raw = b""
     with contextlib.suppress(OSError):
-        config = (folder / "config").read_bytes()
-    capabilities = _capabilities(config)
-    driver = ""
-    with contextlib.suppress(OSError):
-        driver = (folder / "driver").readlink().name
+        raw = (folder / "config").read_bytes()
+    config = pci.read_config(raw)
+    irqs = pci.interrupts(root)
+    mode, mine = pci.mode(bdf, irqs, config)
+    host_irq = mine[0].number if mode == "INTx" else (_number(folder / "irq") or None)
+    ids = (_number(folder / "vendor") or 0, _number(folder / "device") or 0)
+    own = f"vfio-intx({bdf})"
+    line = irqs.get(host_irq) if host_irq is not None and mode not in ("MSI", "MSI-X") else None
     return Device(
         row_id,
         bdf=bdf,
-        vendor_id=_number(folder / "vendor") or 0,
-        device_id=_number(folder / "device") or 0,
+        vendor_id=ids[0],
+        device_id=ids[1],
         class_id=_number(folder / "class") or 0,
-        host_irq=_number(folder / "irq") or None,
-        pin=config[0x3D] if len(config) > 0x3D else None,
-        msi=None if capabilities is None else _CAP_MSI in capabilities,
-        msix=None if capabilities is None else _CAP_MSIX in capabilities,
-        driver=driver,
+        name=pci.names([ids], root).get(ids, "")[:_MAX_TEXT],
+        host_irq=host_irq,
+        pin=config.pin,
+        msi=None if config.msi is None else config.msi.present,
+        msix=None if config.msix is None else config.msix.present,
+        driver=_link(folder / "driver"),
+        mode=mode or "",
+        group=_link(folder / "iommu_group"),
+        sharers=None if line is None else [action for action in line.actions if action != own],
+        intx_disabled=config.intx_disabled,
+        broken_intx_masking=_flag(folder / "broken_intx_masking"),
+        nointxmask=_flag(sys / "module/vfio_pci/parameters/nointxmask"),
     )
+
+
+def _link(path: Path) -> str:
+    with contextlib.suppress(OSError):
+        return path.readlink().name
+    return ""
+
+
+def _flag(path: Path) -> bool | None:
+    return {"Y": True, "1": True, "N": False, "0": False}.get(_text(path))

@@ -26,6 +26,8 @@ from intxtrace.trace.tables import Probe
 # user_pt_regs of arm64 (arch/*/include/uapi/asm/ptrace.h).
 _REGISTERS = {"x86_64": ((14, 13, 12, 11, 9, 8), 10), "aarch64": ((0, 1, 2, 3, 4, 5), 0)}
 
+MACHINES = tuple(_REGISTERS)
+"""Architectures that can be traced, as `uname -m` names them."""
 
 BAR_MODES = ("count", "all", "none")
 DEFAULT_RING_BYTES = 16 << 20
@@ -168,7 +170,8 @@ class Planner:
             method = "fentry" if hook.where == "entry" else "fexit"
             return Planned(symbol, hook, method, function.module, function.id, function.arguments), ""
         if "register_kprobe" not in self._symbols:
-            return None, f"{hook.target} has no type information and this kernel has no kprobes"
+            why = "takes no fentry" if spec.name in self._demoted else "has no type information"
+            return None, f"{hook.target} {why} and this kernel has no kprobes"
         method = "kprobe" if hook.where == "entry" else "kretprobe"
         return Planned(symbol, hook, method, known.module), ""
 

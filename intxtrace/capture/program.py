@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from intxtrace.capture import kernel
+from intxtrace.capture import kernel, remedies
 from intxtrace.capture.bcc_import import import_bcc
 from intxtrace.capture.btf import Btf
 from intxtrace.capture.catalogue import CATALOGUE, QemuSpec
@@ -82,23 +82,28 @@ def compile_source(source: str) -> Any:
             log.seek(0)
             words = log.read().decode(errors="replace")
             release = os.uname().release
-            if "kernel headers" in words or not _headers_found():
+            if "kernel headers" in words or not headers_found():
                 raise IntxtraceError(
-                    f"bcc finds no headers of kernel {release}: install them (Debian, Ubuntu: apt install "
-                    f"linux-headers-{release}; Fedora: dnf install kernel-devel-{release}; Arch: pacman -S "
-                    "linux-headers), or set BCC_KERNEL_SOURCE to a kernel header folder"
+                    f"bcc finds no headers of kernel {release}: install them ({remedies.distribution().headers}), or "
+                    "set BCC_KERNEL_SOURCE to a kernel header folder"
                 ) from error
             if os.geteuid() != 0:
                 raise IntxtraceError("loading probes needs root: run this with sudo") from error
+            if "Operation not permitted" in words:
+                raise IntxtraceError(
+                    "the kernel lets this process load no BPF: run this as root of the host itself, not of a container "
+                    "or a user namespace"
+                ) from error
             last = [line for line in words.splitlines() if "error" in line][-3:] or words.splitlines()[-3:]
             raise IntxtraceError(
                 f"bcc cannot compile the probes on kernel {release}: {' | '.join(last) or error}"
             ) from error
 
 
-def _headers_found() -> bool:
+def headers_found(root: Path = Path("/")) -> bool:
+    """Whether bcc has a place to look for the running kernel's headers in."""
     return "BCC_KERNEL_SOURCE" in os.environ or any(
-        Path(f"/lib/modules/{os.uname().release}/{name}").exists() for name in ("build", "source")
+        (root / f"lib/modules/{os.uname().release}/{name}").exists() for name in ("build", "source")
     )
 
 

@@ -11,15 +11,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType
+from typing import Protocol
 
 import numpy as np
 
 from intxtrace.capture.ring import Events
 from intxtrace.capture.session import Counts, Session
-from intxtrace.trace.writer import TraceWriter
+from intxtrace.trace.tables import Tables
 
 POLL_SECONDS = 0.01
 """How long the drain sleeps: 10,000 events at a million a second, a sixteenth of the default ring."""
+
+AFTERMATH_SECONDS = 1.0
+"""What follows a stall belongs to it."""
 
 _BATCH_SECONDS = 1.0
 _BATCH_EVENTS = 1 << 20
@@ -33,6 +37,20 @@ class Limits:
     interrupts: int | None = None
     command: subprocess.Popen[bytes] | None = None
     """It ends with this process."""
+    size: int | None = None
+    """Bytes of the trace file."""
+    condition: Callable[[Events, int], str] | None = None
+    """Sees all events, and the instant (ns) before which there are no others; the recording ends `AFTERMATH_SECONDS`
+    after it has said why."""
+
+
+class Sink(Protocol):
+    """What takes the events: a trace file, or memory."""
+
+    size: int
+
+    def write(self, events: Events, tables: Tables) -> None:
+        """Take events and the tables as of now."""
 
 
 class Stop:
@@ -77,9 +95,7 @@ def prefer() -> None:
         os.setpriority(os.PRIO_PROCESS, 0, -10)
 
 
-def record(
-    session: Session, writer: TraceWriter, limits: Limits, stop: Stop, progress: Callable[[Counts], None]
-) -> str:
+def record(session: Session, writer: Sink, limits: Limits, stop: Stop, progress: Callable[[Counts], None]) -> str:
     """Write what the session sees until a limit or a signal ends it; return why it ended.
 
     Raises:
@@ -90,18 +106,23 @@ def record(
     batch: list[Events] = []
     size = 0
     written_at = begun
+    met, met_at = "", 0.0
     while True:
         events = session.take()
         if len(events):
             batch.append(events)
             size += len(events)
         now = time.monotonic()
+        if limits.condition is not None and not met:
+            met, met_at = limits.condition(events, session.safe_at), now
         if size >= _BATCH_EVENTS or now - written_at >= _BATCH_SECONDS:
             writer.write(_join(batch), session.tables)
             batch.clear()
             size, written_at = 0, now
             progress(session.counts)
-        reason = _ended(session, limits, stop, now - begun)
+        reason = _ended(session, limits, stop, now - begun, writer.size)
+        if met and now - met_at >= AFTERMATH_SECONDS:
+            reason = reason or met
         if reason:
             break
         stop.sleep(POLL_SECONDS)
@@ -117,11 +138,13 @@ def _join(batch: list[Events]) -> Events:
     return np.concatenate(batch) if batch else np.empty(0, RECORD)
 
 
-def _ended(session: Session, limits: Limits, stop: Stop, elapsed: float) -> str:
+def _ended(session: Session, limits: Limits, stop: Stop, elapsed: float, size: int) -> str:
     if stop:
         return stop.reason
     if limits.seconds is not None and elapsed >= limits.seconds:
         return f"--duration of {limits.seconds:g} s is over"
+    if limits.size is not None and size >= limits.size:
+        return f"--max-size of {limits.size:,} bytes is reached"
     if limits.interrupts is not None and session.counts.interrupts >= limits.interrupts:
         return f"{session.counts.interrupts} interrupts were seen"
     if limits.command is not None and limits.command.poll() is not None:

@@ -160,6 +160,8 @@ class Drain:
         """Drain `source`."""
         self._source = source
         self._held = np.empty(0, RECORD)
+        self.safe_at = 0
+        """All events before this instant have been handed out."""
 
     def take(self, extra: Callable[[], list[Events]] | None = None, *, everything: bool = False) -> Events:
         """Return events by time, never one that is older than what was returned before.
@@ -169,6 +171,7 @@ class Drain:
             everything: the producers have stopped; hold nothing back.
         """
         events, safe_at = self._source.take()
+        self.safe_at = safe_at
         parts = [part for part in (self._held, events, *(extra() if extra else ())) if len(part)]
         if not parts:
             return np.empty(0, RECORD)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes as ct
+import os
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -48,6 +49,16 @@ class Selection:
     def takes_device(self, bdf: str) -> bool:
         """Whether the device is wanted, whoever has it."""
         return not self.devices or bdf in self.devices
+
+
+def require_root() -> None:
+    """Refuse to go on without root.
+
+    Raises:
+        IntxtraceError: this process is not root's.
+    """
+    if os.geteuid() != 0:
+        raise IntxtraceError("recording loads probes into the kernel and needs root: run this with sudo")
 
 
 @dataclass
@@ -311,6 +322,11 @@ class Session:
         in_call = events["flags"] & np.uint32(_SIGNAL_FLAGS)
         self.counts.interrupts += int(np.count_nonzero((kinds == Kind.EVENTFD_SIGNAL) & (in_call != 0)))
         return events
+
+    @property
+    def safe_at(self) -> int:
+        """All events before this instant have been taken."""
+        return self._drain.safe_at
 
     def _own_events(self) -> list[Events]:
         lost = self._losses.reserves(time.monotonic_ns())

@@ -11,7 +11,20 @@ from typing import Annotated
 import typer
 
 import intxtrace
-from intxtrace.cli import export, import_, info, interrupts, live, recipe, record, report, schema, summary
+from intxtrace.cli import (
+    devices,
+    doctor,
+    export,
+    import_,
+    info,
+    interrupts,
+    live,
+    recipe,
+    record,
+    report,
+    schema,
+    summary,
+)
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -47,9 +60,25 @@ def _examples(*lines: str) -> str:
 
 app.command(
     epilog=_examples(
+        "sudo intxtrace doctor",
+        "sudo intxtrace doctor --wait && sudo intxtrace record --wait -o boot.intx",
+        "sudo intxtrace doctor --json | jq '.data.binaries[].functions'",
+    )
+)(doctor.doctor)
+app.command(
+    epilog=_examples(
+        "sudo intxtrace devices",
+        "sudo intxtrace devices --json | jq '.data.vms[].devices[].mode'",
+        "intxtrace devices trace.intx",
+    )
+)(devices.devices)
+app.command(
+    epilog=_examples(
         "intxtrace record",
         "intxtrace record -o slow.intx --vm win10 --duration 30s",
         "intxtrace record --device 0000:01:00.0 --max-interrupts 10000",
+        "intxtrace record --wait --dry-run",
+        "intxtrace record --keep 60s --stop-when 'masked>5ms'",
         "intxtrace record -- virsh start win10",
     )
 )(record.record)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
+import sys
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -30,13 +30,26 @@ def session_maker(
     addresses = _addresses(devices)
     if bar not in BAR_MODES:
         raise IntxtraceError(f"--bar takes count, all or none, not {bar!r}")
-    if os.geteuid() != 0:
-        raise IntxtraceError("recording loads probes into the kernel and needs root: run this with sudo")
 
-    from intxtrace.capture.session import Selection, Session
+    from intxtrace.capture.session import Selection, Session, require_root
 
+    require_root()
     selection = Selection(addresses, frozenset(vms), frozenset(pids))
     return partial(Session, selection, bar=bar, ring_bytes=ring_bytes)
+
+
+def prepare() -> None:
+    """Load the compiled reconstructor, or compile it, before the first event comes.
+
+    Interpreted, an event takes a hundred times as long: 100,000 a second would take more than half of a core. And to
+    load it later, in the middle of the events, would make the ring wait.
+    """
+    from intxtrace.cli.output import note
+    from intxtrace.reconstruct import compile
+
+    if sys.stderr.isatty() and not compile.is_kept():
+        note("compiling the reconstructor, once for this version: some 10 s")
+    compile.prepare()
 
 
 def parse_size(text: str) -> int | None:

@@ -155,17 +155,9 @@ class _Notes:
 
 
 def _prepare() -> None:
-    """Load the compiled reconstructor, or compile it, before the first event comes.
+    from intxtrace.cli.capturing import prepare
 
-    Interpreted, an event takes a hundred times as long: 100,000 a second would take more than half of a core. And to
-    load it later, in the middle of the events, would make the ring wait.
-    """
-    from intxtrace.cli.output import note
-    from intxtrace.reconstruct import compile
-
-    if sys.stderr.isatty() and not compile.is_kept():
-        note("compiling the reconstructor, once for this version: some 10 s")
-    compile.prepare()
+    prepare()
 
 
 def _watch(

@@ -62,7 +62,7 @@ def summarised(trace: Trace, filters: Filters, options: Options | None = None) -
 
     note_compile(trace)
     analysis = Analysis(trace.metadata, filters.select(trace.tables), options)
-    for result in watched(trace, trace.iter_results()):
+    for result in watched(trace, trace.iter_results(analysis.witness.take)):
         analysis.add(filters.apply(result.interrupts), filters.apply(result.states), filters.apply(result.counters))
     return analysis.finish(*filters.clip(trace.first_at, trace.last_at))
 

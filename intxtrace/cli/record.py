@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,8 +16,15 @@ import typer
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from intxtrace.capture.recording import Stop
+    from intxtrace.capture.recording import Limits, Stop
+    from intxtrace.capture.ring import Events
     from intxtrace.capture.session import Counts, Session
+    from intxtrace.trace.metadata import Metadata
+    from intxtrace.trace.tables import Tables
+    from intxtrace.trace.writer import TraceWriter
+
+WINDOW_BYTES = 1 << 30
+"""Memory of --keep without --max-size; an event takes some ten bytes of it."""
 
 _UNITS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "": 1.0}
 
@@ -33,6 +41,16 @@ def record(
     device: Annotated[list[str] | None, typer.Option(help="Only the device at this PCI address (BDF).")] = None,
     duration: Annotated[str | None, typer.Option(help="End after this time: 500ms, 30s, 5m, 2h.")] = None,
     max_interrupts: Annotated[int | None, typer.Option(min=1, help="End after this many interrupts.")] = None,
+    max_size: Annotated[
+        str | None, typer.Option(help="End when the file is so large (64M, 2G); with --keep, the memory for it.")
+    ] = None,
+    keep: Annotated[
+        str | None, typer.Option(help="Keep only the last so much time (60s, 5m), in memory, and write it at the end.")
+    ] = None,
+    stop_when: Annotated[
+        str | None,
+        typer.Option(metavar="STAGE>TIME", help="End a second after an interrupt took longer, such as 'masked>5ms'."),
+    ] = None,
     bar: Annotated[
         str, typer.Option(help="Trapped BAR accesses: count them in the kernel, record all of them, or none.")
     ] = "count",
@@ -41,23 +59,33 @@ def record(
     ] = "16M",
     wait: Annotated[bool, typer.Option("--wait", help="Also when no such VM runs yet: wait for it.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Overwrite the trace file.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Load and attach everything, say so, and leave; no trace, no command.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print nothing but errors.")] = False,
 ) -> None:
     """Record the INTx interrupts of this host's VMs to a trace file. Needs root and bcc.
 
     Finds the VMs and their passed-through devices by itself, and takes VMs that start or stop meanwhile. Ctrl-C ends
-    it and keeps everything.
+    it and keeps everything. For what happens once a day, --keep and --stop-when: the stages are masked (the whole),
+    signal, inject, guest and unmask.
     """
-    from intxtrace.capture.recording import Stop
-    from intxtrace.cli.capturing import session_maker
+    from intxtrace import stalls
+    from intxtrace.capture.recording import Limits, Stop
+    from intxtrace.cli.capturing import parse_size, prepare, session_maker
     from intxtrace.errors import IntxtraceError
     from intxtrace.units import printable
 
     seconds = _duration(duration) if duration else None
+    kept_ns = int(_duration(keep, "--keep") * 1e9) if keep else None
+    condition = stalls.parse(stop_when) if stop_when else None
+    most = None if max_size is None else parse_size(max_size)
+    if max_size is not None and (most is None or most < 1 << 20):
+        raise IntxtraceError(f"--max-size takes a size from 1M, such as 64M or 2G, not {max_size!r}")
     make_session = session_maker(vm or [], pid or [], device or [], bar, ring_size)
     if output is None:
         output = Path(time.strftime("intxtrace-%Y%m%d-%H%M%S.intx"))
-    if not force and os.path.lexists(output):
+    if not force and not dry_run and os.path.lexists(output):
         raise IntxtraceError(f"{output} exists: give another -o, or --force to overwrite it")
 
     def say(sentence: str) -> None:
@@ -66,53 +94,113 @@ def record(
 
     stop = Stop()
     waits = wait or bool(command)
+    if dry_run:
+        with make_session(wait=waits, say=say) as session:
+            _describe(session.tables, say)
+        return
+    if condition is not None:
+        prepare()
     with stop.listening(), make_session(wait=waits, say=say) as session:
-        status = _record(session, stop, command or [], output, seconds, max_interrupts, force, _CounterLine(quiet), say)
+        trigger = None if condition is None else stalls.Trigger(condition, session.tables).see
+        limits = Limits(seconds, max_interrupts, size=None if kept_ns else most, condition=trigger)
+        sink = _sink(output, force, kept_ns, most or WINDOW_BYTES)
+        status = _record(session, stop, command or [], limits, sink, _CounterLine(quiet), say)
     raise typer.Exit(status)
+
+
+class _Window:
+    """The latest events in memory: a trace file when the recording is over."""
+
+    def __init__(self, path: Path, metadata: Metadata, force: bool, kept_ns: int, most: int) -> None:
+        from intxtrace.trace.kept import Kept
+
+        self.size = 0
+        self._kept = Kept(most, kept_ns)
+        self._metadata = metadata
+        self.path, self._force = path, force
+
+    def write(self, events: Events, tables: Tables) -> None:
+        self._kept.add(events, tables)
+
+    def __enter__(self) -> _Window:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.size = self._kept.save(self.path, self._metadata, self._force).size
+
+
+def _sink(output: Path, force: bool, kept_ns: int | None, most: int) -> TraceWriter | _Window:
+    """Make what takes the events; what cannot be written is refused now, not when the stall has happened."""
+    from intxtrace.errors import IntxtraceError
+    from intxtrace.trace.metadata import Metadata
+    from intxtrace.trace.writer import TraceWriter
+
+    metadata = Metadata.of_this_host(["intxtrace", *sys.argv[1:]])
+    if kept_ns is None:
+        return TraceWriter(output, metadata, force)
+    if not output.parent.is_dir() or not os.access(output.parent, os.W_OK):
+        raise IntxtraceError(f"{output.parent} is no folder that can be written: give another -o")
+    return _Window(output, metadata, force, kept_ns, most)
 
 
 def _record(
     session: Session,
     stop: Stop,
     command: list[str],
-    output: Path,
-    seconds: float | None,
-    max_interrupts: int | None,
-    force: bool,
+    limits: Limits,
+    sink: TraceWriter | _Window,
     line: _CounterLine,
     say: Callable[[str], None],
 ) -> int:
-    from intxtrace.capture.recording import Limits, record
+    from intxtrace.capture.recording import record
     from intxtrace.errors import IntxtraceError
-    from intxtrace.trace.metadata import Metadata
-    from intxtrace.trace.writer import TraceWriter
 
-    for row in session.tables.probes:
-        if row.standing == "missing" and row.reason:
-            say(f"not traced: {row.name}: {row.reason}")
+    _say_missing(session.tables, say)
     child: subprocess.Popen[bytes] | None = None
-    with TraceWriter(output, Metadata.of_this_host(["intxtrace", *sys.argv[1:]]), force) as writer:
-        writer.write(session.take(), session.tables)
-        say(f"recording to {output}; Ctrl-C ends it")
+    counts = session.counts
+    with sink as writer:
+        events = session.take()
+        writer.write(events, session.tables)
+        if limits.condition is not None:
+            limits.condition(events, session.safe_at)
+        say(f"recording to {writer.path}; Ctrl-C ends it")
         if command:
             try:
                 child = subprocess.Popen(command)
             except OSError as error:
                 raise IntxtraceError(f"cannot run {command[0]}: {error.strerror}") from error
         try:
-            reason = record(session, writer, Limits(seconds, max_interrupts, child), stop, line.show)
+            reason = record(session, writer, replace(limits, command=child), stop, line.show)
         finally:
             line.end()
-        counts = session.counts
-        say(
-            f"{reason}: {counts.interrupts:,} interrupts in {counts.events:,} events, {counts.lost:,} lost; "
-            f"wrote {output} ({writer.size:,} bytes)"
-        )
-        if not counts.interrupts:
-            say("no interrupt was seen: no VM had a device on INTx, or it was quiet")
+    say(
+        f"{reason}: {counts.interrupts:,} interrupts in {counts.events:,} events, {counts.lost:,} lost; "
+        f"wrote {sink.path} ({sink.size:,} bytes)"
+    )
+    if not counts.interrupts:
+        say("no interrupt was seen: no VM had a device on INTx, or it was quiet")
     if child is not None and child.poll() is None:
         say(f"the command still runs (pid {child.pid})")
     return child.returncode if child is not None and child.returncode is not None and child.returncode > 0 else 0
+
+
+def _say_missing(tables: Tables, say: Callable[[str], None]) -> None:
+    for row in tables.probes:
+        if row.standing == "missing" and row.reason:
+            say(f"not traced: {row.name}: {row.reason}")
+
+
+def _describe(tables: Tables, say: Callable[[str], None]) -> None:
+    """Say what a recording would have begun with."""
+    from collections import Counter
+
+    _say_missing(tables, say)
+    standings = Counter(row.standing for row in tables.probes)
+    vms = ", ".join(f"{vm.name} (pid {vm.pid})" for vm in tables.vms) or "no VM yet"
+    say(
+        f"dry run: {standings['attached']} probes attached, {standings['fallback']} by a fallback, "
+        f"{standings['missing']} missing; {vms}; nothing was recorded, everything is detached"
+    )
 
 
 class _CounterLine:
@@ -143,10 +231,10 @@ class _CounterLine:
             print(file=sys.stderr, flush=True)
 
 
-def _duration(text: str) -> float:
+def _duration(text: str, option: str = "--duration") -> float:
     from intxtrace.errors import IntxtraceError
 
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|)", text.strip())
     if not match or float(match[1]) == 0:
-        raise IntxtraceError(f"--duration takes a time such as 500ms, 30s, 5m or 2h, not {text!r}")
+        raise IntxtraceError(f"{option} takes a time such as 500ms, 30s, 5m or 2h, not {text!r}")
     return float(match[1]) * _UNITS[match[2]]

@@ -21,6 +21,7 @@ import numpy as np
 from intxtrace.events import RECORD, Kind
 from intxtrace.reconstruct import machine, state
 from intxtrace.reconstruct.result import counters_frame, interrupts_frame, states_frame
+from intxtrace.reconstruct.vocabulary import HELD
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -141,6 +142,23 @@ class Reconstructor:
             states_frame(lasting_states(self._state), self._tables),
             counters_frame(open_counters(self._state), self._tables),
         )
+
+    def masking(self) -> list[tuple[int, int | None]]:
+        """Give the interrupts in flight that masked their device: when raised, and when unmasked, None if not yet.
+
+        Those that are held are left out: their guest has DisINTx set. So is what was raised at an unknown instant.
+        """
+        devices = state.rows_of(self._state, "devices", state.used_rows(self._state, "n_devices"))
+        pool = state.rows_of(self._state, "interrupts", state.used_rows(self._state, "n_interrupts"))
+        found = []
+        for row in devices["head"].tolist():
+            while row >= 0:
+                one = pool[row]
+                if one["raised_at"] != state.NULL and one["path"] != HELD:
+                    ends = [int(at) for at in (one["unmasked_at"], one["refused_at"]) if at != state.NULL]
+                    found.append((int(one["raised_at"]), min(ends, default=None)))
+                row = int(one["next"])
+        return found
 
     def _empty(self) -> None:
         """Take the rows that are ready out of the machine."""

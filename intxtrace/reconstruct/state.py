@@ -398,6 +398,11 @@ def _get(state: State, field: str) -> int:
     return int(m[field] if isinstance(m, np.void) else getattr(m, field))
 
 
+def used_rows(state: State, field: str) -> int:
+    """Return one of the fill levels in `machine`."""
+    return _get(state, field)
+
+
 def _set(state: State, field: str, value: int) -> None:
     if isinstance(state.machine, list):
         setattr(state.machine[0], field, value)

@@ -19,6 +19,7 @@ from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_ty
 from intxtrace.analysis.inventory import Info
 from intxtrace.analysis.live import LiveView
 from intxtrace.analysis.results import Interrupt, Summary
+from intxtrace.host_results import Devices, Diagnosis
 from intxtrace.render.json import VERSION
 from intxtrace.trace.metadata import Metadata
 from intxtrace.trace.tables import Device, Probe, Vm
@@ -32,6 +33,8 @@ class Shape(NamedTuple):
 
 
 SHAPES: dict[str, Shape] = {
+    "devices": Shape(Devices, "devices"),
+    "doctor": Shape(Diagnosis, "doctor"),
     "info": Shape(Info, "info"),
     "interrupts": Shape(tuple[Interrupt, ...], "interrupts"),
     "live": Shape(LiveView, "live"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -16,10 +17,19 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from intxtrace.analysis.inventory import Info
-    from intxtrace.analysis.results import DeviceSummary, Interrupt, PathLatency, Quality, Summary
+    from intxtrace.analysis.results import (
+        DeviceSummary,
+        Evidence,
+        Finding,
+        Interrupt,
+        PathLatency,
+        Quality,
+        Summary,
+    )
 
 _COLORS = {"good": "green", "note": "yellow", "bad": "red", "unknown": "bright_black"}
 _STATES = {"attached": "green", "fallback": "yellow", "missing": "red"}
+_SEVERITIES = {"problem": "red", "warning": "yellow", "note": "cyan"}
 _PATHS = {"kernel": "blue", "hybrid": "green", "userspace": "yellow", "held": "magenta", "unknown": "bright_black"}
 HISTOGRAM_ROWS = 12
 WIDE = 110
@@ -42,9 +52,42 @@ def print_summary(found: Summary, console: Console) -> None:
     for device in found.devices:
         _print_device(device, console, recording.begin_at)
     console.print()
+    print_findings(found.findings, found.recording.begin_at, console)
     _print_quality(found.quality, console)
     for each in found.missing:
         console.print(Text(f"not recorded: {each.what}; it takes {each.how}", style="yellow"))
+
+
+def print_findings(findings: tuple[Finding, ...], begin_at: int | None, console: Console) -> None:
+    """Print what is wrong, what shows it (instants since `begin_at`) and what to do; nothing if nothing is wrong."""
+    for finding in findings:
+        where = f"{f'VM {finding.vm}, ' if finding.vm else ''}{finding.bdf or 'unknown device'}"
+        console.print(
+            Text.assemble(
+                (f"{finding.severity}: {finding.name}", f"bold {_SEVERITIES[finding.severity]}"),
+                printable(f" · {where}: {finding.title}.", 600),
+            )
+        )
+        for evidence in finding.evidence:
+            console.print(Padding(Text(printable(_evidence(evidence, begin_at), 400)), (0, 0, 0, 2)))
+        console.print(Padding(Text(finding.explanation, style="dim"), (0, 0, 0, 2)))
+        console.print(Padding(Text.assemble(("do: ", "bold"), finding.advice), (0, 0, 0, 2)))
+        console.print()
+
+
+def _evidence(evidence: Evidence, begin_at: int | None) -> str:
+    text = evidence.text
+    if evidence.count is not None:
+        text += f": {count(evidence.count)}"
+        text += f" of {count(evidence.total)}" if evidence.total is not None else ""
+    if evidence.begin_at is not None and begin_at is not None:
+        text += f", from {(evidence.begin_at - begin_at) / 1e9:.3f} s"
+        if evidence.end_at is not None and evidence.end_at != evidence.begin_at:
+            text += f" to {(evidence.end_at - begin_at) / 1e9:.3f} s"
+    if evidence.interrupts:
+        more = ", …" if evidence.count is not None and evidence.count > len(evidence.interrupts) else ""
+        text += f" (ids {', '.join(map(str, evidence.interrupts))}{more})"
+    return text
 
 
 def _print_device(device: DeviceSummary, console: Console, begin_at: int | None) -> None:

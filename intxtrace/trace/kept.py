@@ -55,14 +55,16 @@ class Saved:
 
 
 class Kept:
-    """Keeps events, and drops the oldest once they take more than `most` bytes.
+    """Keeps events, and drops the oldest once they take more than `most` bytes, or are more than `age_ns` older than
+    the latest.
 
     What says who is who (`DEVICE`, `VM`, `PROBE`) is kept of those too, and where they were stands a `LOST` event, so
     that a trace of the rest does not pretend that nothing was there.
     """
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, age_ns: int | None = None) -> None:
         self._most = most
+        self._age = age_ns
         self._codec = pa.Codec("zstd", compression_level=_LEVEL)
         self._batches: deque[_Batch] = deque()
         self._size = 0
@@ -85,7 +87,11 @@ class Kept:
             batch = _Batch(data, len(events), int(events["ts"].min()), notes, self._tables)
             self._batches.append(batch)
             self._size += batch.size
-            while self._size > self._most and len(self._batches) > 1:
+            # A batch is too old once all of it is, which is when the one behind it reaches back far enough.
+            least = None if self._age is None else int(events["ts"].max()) - self._age
+            while len(self._batches) > 1 and (
+                self._size > self._most or (least is not None and self._batches[1].first_at <= least)
+            ):
                 self._drop(self._batches.popleft())
 
     def _drop(self, batch: _Batch) -> None:

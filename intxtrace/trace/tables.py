@@ -87,6 +87,18 @@ class Device(Row):
     msix: bool | None = None
     driver: str = ""
     vm_pid: int | None = None
+    mode: str = ""
+    """How it interrupted when it was seen: `INTx`, `MSI`, `MSI-X`, `none`; empty: not known."""
+    group: str = ""
+    """IOMMU group."""
+    sharers: list[str] | None = None
+    """Names of the other handlers on its host IRQ."""
+    intx_disabled: bool | None = None
+    """DisINTx of its command register."""
+    broken_intx_masking: bool | None = None
+    """The kernel knows that its DisINTx does not work."""
+    nointxmask: bool | None = None
+    """vfio-pci was loaded with nointxmask=1: it masks at the host's interrupt controller and needs the line alone."""
 
 
 @dataclass

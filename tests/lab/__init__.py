@@ -10,5 +10,6 @@ around them.
 
     python -m tests.lab run --out DIR [--kernel 6.1] [--guests kernel,pair-kernel] [--recorder 'ARGV...']
     python -m tests.lab shell-script FILE [--share DIR]     # boots L1, runs FILE in it; $SHARE is DIR
+    python -m tests.lab findings --out DIR [--kernel 6.1]   # what is wrong is named, and what devices says is so
     $PYTHON -m tests.lab.guest kernel $SHARE/guest          # in such a script: one guest
 """

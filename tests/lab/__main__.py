@@ -11,6 +11,8 @@ from pathlib import Path
 
 from intxtrace.__main__ import main as intxtrace_main
 from tests.lab.compare import compare, show
+from tests.lab.findings import GUESTS as FAULTY
+from tests.lab.findings import named, summarise, surveyed
 from tests.lab.guest import GUESTS
 from tests.lab.host import run_host
 from tests.lab.packages import KERNELS, QEMUS, LabError
@@ -72,6 +74,26 @@ def truth(arguments: argparse.Namespace) -> int:
     return 1 if wrong else 0
 
 
+def findings(arguments: argparse.Namespace) -> int:
+    """Record guests with one thing wrong each, hold what is named and what `devices` says against what is so."""
+    guests, recorder = arguments.guests.split(","), recorder_of_this_checkout(each=True)
+    scenario = Scenario(guests, recorder=recorder, qemu=arguments.qemu, survey=True)
+    result = run_scenario(scenario, arguments.out, arguments.kernel, arguments.timeout, progress)
+    wrong = 0
+    for guest, found, folder, recording in zip(guests, result.truths, result.folders, result.recordings, strict=True):
+        if recording is None:
+            raise LabError(f"{found.name} has no recording.")
+        trace = recording / "trace.intx"
+        summary = summarise(trace)
+        rows = [*named(guest, summary, found), *surveyed(folder, found, trace, summary)]
+        print("\n" + show(f"{found.name} on Linux {found.kernel}, {found.qemu_version}", rows))
+        for finding in summary.findings:
+            print(f"  {finding.severity}: {finding.name} · {finding.bdf}: {finding.title}")
+        wrong += sum(not row.holds for row in rows)
+    print(f"\n{wrong} figures are wrong" if wrong else "\nevery figure holds")
+    return 1 if wrong else 0
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tests.lab")
     commands = parser.add_subparsers(required=True)
@@ -92,14 +114,19 @@ def _parser() -> argparse.ArgumentParser:
     table.add_argument("--interval", type=float, default=0.2, help="seconds between pings")
     table.add_argument("--timeout", type=float, default=1200.0, help="seconds, from L1's boot on")
     table.set_defaults(run=truth)
+    wrong = commands.add_parser("findings", help="guests with one thing wrong each: is it named, and is devices right")
+    wrong.add_argument("--out", type=Path, required=True, help="a new folder for recordings, truth and what was said")
+    wrong.add_argument("--guests", default=",".join(FAULTY), help="which guests, in order, with commas")
+    wrong.add_argument("--timeout", type=float, default=2400.0, help="seconds, from L1's boot on")
+    wrong.set_defaults(run=findings)
     script = commands.add_parser("shell-script", help="boot L1 and run a script in it")
     script.add_argument("file", type=Path)
     script.add_argument("--share", type=Path, help="$SHARE in L1 (default: deleted afterwards)")
     script.add_argument("--timeout", type=float, default=600.0, help="seconds, from L1's boot on")
     script.set_defaults(run=shell_script)
-    for command in (one, table):
+    for command in (one, table, wrong):
         command.add_argument("--qemu", choices=QEMUS, default="7.2", help="what guests run in (default: 7.2)")
-    for command in (one, table, script):
+    for command in (one, table, wrong, script):
         command.add_argument("--kernel", choices=KERNELS, default="6.1")
     return parser
 

@@ -24,6 +24,7 @@ import os
 import re
 import select
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -34,7 +35,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.lab.host import SHARE, write_initramfs
-from tests.lab.packages import Kernel, LabError
+from tests.lab.packages import REPOSITORY, Kernel, LabError
 
 # path -> machine option, vfio-pci option: the switches of the DESIGN's three paths
 PATHS = {
@@ -45,7 +46,40 @@ PATHS = {
 PAIR = "pair-"
 GUESTS = (*PATHS, *(PAIR + path for path in PATHS))
 E1000 = "0x8086:0x100e"
+E1000E = "0x8086:0x10d3"
 SLOTS = (5, 9)  # of the cards in the guest: one pin, one GSI
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What distinguishes a guest: QEMU's machine and vfio-pci options, its path, its card, its kernel's options."""
+
+    machine: str
+    option: str
+    path: str
+    card: str = E1000
+    module: str = "e1000"
+    kernel_options: str = ""
+    ports: int = 1  # the BAR with the card's I/O ports
+
+
+# What an operator gets wrong, beside PATHS: `python -m tests.lab findings` plays them.
+FAULTS = {
+    "irqchip-off": Setup("kernel-irqchip=off", "", "userspace"),
+    "no-mmap": Setup("kernel-irqchip=on", ",x-no-mmap=on", "kernel"),
+    # The e1000e can do MSI and MSI-X.
+    "nomsi": Setup("kernel-irqchip=on", "", "kernel", E1000E, "e1000e", " pci=nomsi", 2),
+}
+
+
+def setup_of(guest: str) -> Setup:
+    """What one of GUESTS or FAULTS is."""
+    if guest in FAULTS:
+        return FAULTS[guest]
+    path = guest.removeprefix(PAIR)
+    return Setup(*PATHS[path], path)
+
+
 COMMAND = 0x4  # offset of a card's command register,
 DISINTX = 0x400  # and its bit
 # A guest's workload lies between L1's reads of these two bytes of the card; they mean nothing to it.
@@ -55,6 +89,7 @@ EDU = "0x1234:0x11e8"
 
 BOOT_SECONDS = 180.0
 POWEROFF_SECONDS = 60.0
+MONITOR_SECONDS = 30.0
 QUIET_SECONDS = 1.0  # the count of the line must stay the same this long
 
 # "@@" lines are for L1; loglevel=1 keeps the kernel from writing into them.
@@ -84,7 +119,7 @@ echo "@@ up"
 stir=
 pings=
 for slot in {slots}; do
-    while true; do dd if=$(echo 0000:00:*$slot.0)/resource1 of=/dev/null bs=4 count=16; done 2>/dev/null &
+    while true; do dd if=$(echo 0000:00:*$slot.0)/resource{ports} of=/dev/null bs=4 count=16; done 2>/dev/null &
     stir="$stir $!"
     ping -c {pings} -i {interval} 10.0.$slot.2 >/pings-$slot &
     pings="$pings $!"
@@ -262,15 +297,19 @@ def run_guest(
     interval: float = 0.2,
     qemu: Sequence[str] = ("qemu-system-x86_64",),
     options: Sequence[str] = (),
+    survey: bool = False,
 ) -> Truth:
-    """Run one of GUESTS and write `truth.json`, `qemu.log`, `serial.log` and `qemu.stderr` into `out`.
+    """Run one of GUESTS or FAULTS and write `truth.json`, `qemu.log`, `serial.log` and `qemu.stderr` into `out`.
 
-    `qemu` is how to call it, `options` are further arguments. A guest that fails to boot is tried once more.
+    `qemu` is how to call it, `options` are further arguments. A guest that fails to boot is tried once more. With
+    `survey`, `out` also gets what `intxtrace devices --json`, `lspci -vv` and QEMU's monitor say while the guest is up:
+    devices.json, lspci.txt, monitor.txt.
     Raises LabError when the guest does not get through its workload.
     """
     kernel = lab_kernel()
     cards = 2 if guest.startswith(PAIR) else 1
-    bdfs = find_devices(E1000)[:cards]
+    setup = setup_of(guest)
+    bdfs = find_devices(setup.card)[:cards]
     for bdf in bdfs:
         claim(bdf)
     irqs = {int(_text(Path("/sys/bus/pci/devices") / bdf / "irq")) for bdf in bdfs}
@@ -279,26 +318,27 @@ def run_guest(
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="intxtrace-guest-") as folder:
         work = Path(folder)  # in L1's memory: a log on the share would slow QEMU at every line
-        modules = kernel.module_files("e1000")
+        modules = kernel.module_files(setup.module)
         init = GUEST_INIT.format(
             modules=" ".join(file.name.removesuffix(".xz") for file in modules),
             pings=pings,
             interval=interval,
+            ports=setup.ports,
             slots=" ".join(str(slot) for slot in SLOTS[:cards]),
         )
         write_initramfs(work / "initramfs", init, modules)
         (work / "vmlinuz").symlink_to(kernel.image)
-        argv = _argv(guest, bdfs, qemu, options)
+        argv = _argv(guest, bdfs, qemu, [*(MONITOR if survey else ()), *options])
         irq = irqs.pop()
         try:
             try:
-                truth = _run(argv, guest, out.name, bdfs, irq, kernel, work, qemu[0])
+                truth = _run(argv, guest, out.name, bdfs, irq, kernel, work, qemu[0], survey)
             except BootError as error:
                 # Nested emulation now and then loses a guest at boot. What happens after its boot is never retried.
                 print(f"{out.name} did not boot, once more: {error}")
-                truth = _run(argv, guest, out.name, bdfs, irq, kernel, work, qemu[0])
+                truth = _run(argv, guest, out.name, bdfs, irq, kernel, work, qemu[0], survey)
         finally:
-            for name in ("qemu.log", "serial.log", "qemu.stderr"):
+            for name in ("qemu.log", "serial.log", "qemu.stderr", *SURVEYED):
                 if (work / name).exists():
                     shutil.copy(work / name, out / name)
     truth.write(out / "truth.json")
@@ -307,14 +347,16 @@ def run_guest(
 
 def _argv(guest: str, bdfs: list[str], qemu: Sequence[str], options: Sequence[str]) -> list[str]:
     """QEMU's command line, for the folder of the guest: recordings keep it, so it names no folder of this machine."""
-    machine, option = PATHS[guest.removeprefix(PAIR)]
-    devices = [f"vfio-pci,host={bdf},addr={slot:#x},rombar=0{option}" for bdf, slot in zip(bdfs, SLOTS, strict=False)]
+    setup = setup_of(guest)
+    devices = [
+        f"vfio-pci,host={bdf},addr={slot:#x},rombar=0{setup.option}" for bdf, slot in zip(bdfs, SLOTS, strict=False)
+    ]
     return [
         *qemu, "-name", f"guest=lab-{guest},debug-threads=on", "-nodefaults", "-no-user-config", "-no-reboot",
-        "-display", "none", "-accel", "kvm", "-cpu", "host", "-M", f"q35,{machine}",
+        "-display", "none", "-accel", "kvm", "-cpu", "host", "-M", f"q35,{setup.machine}",
         "-smp", "1", "-m", "256M",
         "-kernel", "vmlinuz", "-initrd", "initramfs",
-        "-append", GUEST_COMMAND_LINE,
+        "-append", GUEST_COMMAND_LINE + setup.kernel_options,
         *(word for device in devices for word in ("-device", device)), "-serial", "stdio",
         "-trace", "vfio_*intx*", "-trace", "kvm_resample_fd_notify", "-msg", "timestamp=on",
         "-D", "qemu.log", *options,
@@ -322,7 +364,15 @@ def _argv(guest: str, bdfs: list[str], qemu: Sequence[str], options: Sequence[st
 
 
 def _run(
-    argv: list[str], guest: str, name: str, bdfs: list[str], irq: int, kernel: Kernel, work: Path, qemu: str
+    argv: list[str],
+    guest: str,
+    name: str,
+    bdfs: list[str],
+    irq: int,
+    kernel: Kernel,
+    work: Path,
+    qemu: str,
+    survey: bool,
 ) -> Truth:
     sysfs = Path(f"/sys/kernel/irq/{irq}")
     before = host_count(irq)
@@ -346,6 +396,8 @@ def _run(
                 mark(bdf, END_MARK)
             line = host_line(bdfs[0])
             unhandled = re.search(r"unhandled (\d+)", _text(Path(f"/proc/irq/{irq}/spurious")))
+            if survey:
+                _survey(work)
             console.write(b"off\n")
             console.wait_end(POWEROFF_SECONDS)
         finally:
@@ -374,7 +426,7 @@ def _run(
     events, moves = read_qemu_log(log)
     return Truth(
         name=name,
-        path=guest.removeprefix(PAIR),
+        path=setup_of(guest).path,
         vm=f"lab-{guest}",
         vm_pid=process.pid,
         cards=cards,
@@ -399,6 +451,40 @@ def _run(
         up_seconds=round(up_seconds, 2),
         seconds=round((ended_at - begun_at) / 1e9, 2),
     )
+
+
+MONITOR = ("-monitor", "unix:monitor,server=on,wait=off")
+SURVEYED = ("devices.json", "lspci.txt", "monitor.txt")
+
+
+def _survey(work: Path) -> None:
+    """Ask intxtrace, lspci and QEMU's monitor of the devices, while the guest is up and silent."""
+    asked = {
+        "devices.json": [sys.executable, "-m", "intxtrace", "devices", "--json"],
+        "lspci.txt": ["lspci", "-vvD"],
+    }
+    for name, command in asked.items():
+        with (work / name).open("wb") as out:
+            subprocess.run(command, stdout=out, cwd=REPOSITORY, check=True)
+    with socket.socket(socket.AF_UNIX) as monitor:
+        monitor.connect(str(work / "monitor"))
+        monitor.settimeout(MONITOR_SECONDS)
+        said = _prompted(monitor)
+        for question in (b"info pci\n", b"info irq\n"):
+            monitor.sendall(question)
+            said += _prompted(monitor)
+    (work / "monitor.txt").write_bytes(said)
+
+
+def _prompted(monitor: socket.socket) -> bytes:
+    """What the monitor says up to its next prompt."""
+    said = b""
+    while not said.endswith(b"(qemu) "):
+        data = monitor.recv(65536)
+        if not data:
+            raise LabError(f"QEMU's monitor closed after {said!r}.")
+        said += data
+    return said
 
 
 def line_count(line: str) -> int:
@@ -499,7 +585,7 @@ def _text(path: Path) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.lab.guest", description="run one guest, in L1")
-    parser.add_argument("guest", choices=GUESTS)
+    parser.add_argument("guest", choices=(*GUESTS, *FAULTS))
     parser.add_argument("out", type=Path)
     parser.add_argument("--pings", type=int, default=10)
     parser.add_argument("--interval", type=float, default=0.2)

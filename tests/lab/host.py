@@ -36,12 +36,15 @@ POWEROFF_SECONDS = 20.0
 MEMORY = "6G"
 
 # Devices with an INTx pin on L1's root bus, each with an IOMMU group of its own; the two e1000 share an interrupt line.
+# The e1000e can do MSI and MSI-X too.
 # romfile= spares the firmware a boot attempt; restrict=on: slirp answers pings to its own gateway only.
 DEVICES = (
     "-netdev", "user,id=net0,restrict=on,net=10.0.5.0/24",
     "-device", "e1000,netdev=net0,addr=0x6,romfile=",
     "-netdev", "user,id=net1,restrict=on,net=10.0.9.0/24",
     "-device", "e1000,netdev=net1,addr=0xa,romfile=",
+    "-netdev", "user,id=net2,restrict=on,net=10.0.5.0/24",
+    "-device", "e1000e,netdev=net2,addr=0xb,romfile=",
     "-device", "edu,addr=0x7",
 )  # fmt: skip
 

@@ -23,7 +23,7 @@ from tests.cache import cache_folder
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
-REQUIRED = ("qemu-system-x86", "busybox-static", "python3-bpfcc", "bpftool", "cpio", "kmod", "mount")
+REQUIRED = ("qemu-system-x86", "busybox-static", "python3-bpfcc", "bpftool", "cpio", "kmod", "mount", "pciutils")
 
 # Series -> the suites it comes from.
 KERNELS = {

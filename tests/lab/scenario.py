@@ -20,7 +20,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from tests.lab.guest import GUESTS, Truth, run_guest
+from tests.lab.guest import FAULTS, GUESTS, Truth, run_guest
 from tests.lab.host import SHARE, EmulatorError, HostResult, run_host
 from tests.lab.packages import REPOSITORY, LabError, qemu_command
 
@@ -55,7 +55,7 @@ def watcher_of_this_checkout() -> Recorder:
 
 @dataclass(frozen=True)
 class Scenario:
-    """Which guests run: names of `guest.GUESTS`, in order, repeats allowed."""
+    """Which guests run: names of `guest.GUESTS` or `guest.FAULTS`, in order, repeats allowed."""
 
     guests: list[str]
     pings: int = 10
@@ -64,6 +64,7 @@ class Scenario:
     beside: dict[str, Recorder] = field(default_factory=dict)  # others meanwhile, around all guests, by their folders
     options: list[str] = field(default_factory=list)  # further QEMU arguments for every guest
     qemu: str = "7.2"  # of packages.QEMUS: what the guests run in
+    survey: bool = False  # see guest.run_guest
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,9 @@ def play(out: Path) -> None:
             stack.enter_context(_recording_by(one, out / name))
         for guest, name in zip(scenario.guests, _names(scenario), strict=True):
             with _recording_by(around_each, out / name / "recording"):
-                truth = run_guest(guest, out / name, scenario.pings, scenario.interval, command, scenario.options)
+                truth = run_guest(
+                    guest, out / name, scenario.pings, scenario.interval, command, scenario.options, scenario.survey
+                )
             print(truth.summary())
 
 
@@ -178,9 +181,9 @@ def _end(path: Path) -> str:
 
 
 def _names(scenario: Scenario) -> list[str]:
-    unknown = sorted(set(scenario.guests) - set(GUESTS))
+    unknown = sorted(set(scenario.guests) - {*GUESTS, *FAULTS})
     if unknown or not scenario.guests:
-        raise LabError(f"No guest {', '.join(unknown) or 'named'}: choose of {', '.join(GUESTS)}.")
+        raise LabError(f"No guest {', '.join(unknown) or 'named'}: choose of {', '.join((*GUESTS, *FAULTS))}.")
     return [f"{number}-{guest}" for number, guest in enumerate(scenario.guests, 1)]
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab.guest import QEMU_EVENTS, line_count, read_card_log, read_qemu_log
+from tests.lab.findings import EXPECTED, lspci_blocks, monitor_pins, named, read_lspci, summarise
+from tests.lab.guest import FAULTS, GUESTS, QEMU_EVENTS, Truth, line_count, read_card_log, read_qemu_log, setup_of
 from tests.lab.host import EmulatorError, HostError, clock_set_back
 from tests.lab.packages import LabError
 from tests.lab.scenario import Scenario, run_scenario
@@ -131,3 +132,68 @@ def test_a_used_result_folder_and_an_unknown_path_are_refused(tmp_path: Path) ->
         run_scenario(Scenario(["kernel"]), tmp_path)
     with pytest.raises(LabError, match="No guest magic"):
         run_scenario(Scenario(["magic"]), tmp_path / "new")
+
+
+LSPCI = """\
+0000:00:00.0 Host bridge: Intel Corporation 82G33/G31/P35/P31 Express DRAM Controller
+\tControl: I/O+ Mem+ BusMaster+ SpecCycle- MemWINV- VGASnoop- ParErr- Stepping- SERR+ FastB2B- DisINTx-
+
+0000:00:06.0 Ethernet controller: Intel Corporation 82540EM Gigabit Ethernet Controller (rev 03)
+\tSubsystem: Red Hat, Inc. QEMU Virtual Machine
+\tControl: I/O+ Mem+ BusMaster+ SpecCycle- MemWINV- VGASnoop- ParErr- Stepping- SERR+ FastB2B- DisINTx-
+\tStatus: Cap- 66MHz- UDF- FastB2B- ParErr- DEVSEL=fast >TAbort- <TAbort- <MAbort- >SERR- <PERR- INTx-
+\tInterrupt: pin A routed to IRQ 22
+\tIOMMU group: 4
+\tKernel driver in use: vfio-pci
+
+0000:00:0b.0 Ethernet controller: Intel Corporation 82574L Gigabit Network Connection
+\tControl: I/O+ Mem+ BusMaster+ SpecCycle- MemWINV- VGASnoop- ParErr- Stepping- SERR+ FastB2B- DisINTx+
+\tInterrupt: pin A routed to IRQ 23
+\tCapabilities: [d0] MSI: Enable- Count=1/1 Maskable- 64bit+
+\tCapabilities: [a0] MSI-X: Enable+ Count=5 Masked-
+"""
+
+
+def test_lspci_in_the_words_of_devices() -> None:
+    blocks = lspci_blocks(LSPCI)
+    assert list(blocks) == ["0000:00:00.0", "0000:00:06.0", "0000:00:0b.0"]
+    assert read_lspci(blocks["0000:00:06.0"]) == {
+        "pin": "A",
+        "can": ["INTx"],
+        "enabled": [],
+        "irq": 22,
+        "intx_disabled": False,
+        "group": "4",
+        "driver": "vfio-pci",
+        "name": "Intel Corporation 82540EM Gigabit Ethernet Controller",
+    }
+    able = read_lspci(blocks["0000:00:0b.0"])
+    assert (able["can"], able["enabled"], able["intx_disabled"]) == (["INTx", "MSI", "MSI-X"], ["MSI-X"], True)
+    assert read_lspci(blocks["0000:00:00.0"])["pin"] == "none"
+
+
+def test_pins_of_the_monitor() -> None:
+    said = (
+        "(qemu) info pci\r\n  Bus  0, device   0, function 0:\r\n    Host bridge: PCI device 8086:29c0\r\n"
+        "  Bus  0, device   5, function 0:\r\n    Ethernet controller: PCI device 8086:100e\r\n"
+        '      IRQ 11, pin A\r\n      BAR0: 32 bit memory at 0xfebc0000 [0xfebdffff].\r\n      id ""\r\n'
+        "  Bus  0, device  31, function 3:\r\n      IRQ 10, pin B\r\n(qemu) "
+    )
+    assert monitor_pins(said) == {5: "A"}
+
+
+def test_every_guest_that_has_something_wrong_can_be_played() -> None:
+    assert set(EXPECTED) <= {*GUESTS, *FAULTS}
+    assert set(FAULTS) <= set(EXPECTED)
+    assert setup_of("pair-hybrid").machine == "kernel-irqchip=split"
+    assert (setup_of("nomsi").path, setup_of("irqchip-off").path) == ("kernel", "userspace")
+
+
+@pytest.mark.parametrize("stem", ["kernel-6.1", "hybrid-6.12", "userspace-6.12", "pair-kernel-6.1", "pair-hybrid-6.1"])
+def test_the_recordings_are_named_as_the_lab_expects(stem: str) -> None:
+    recording = Path(__file__).parents[1] / "traces" / f"{stem}.intx"
+    truth, found = Truth.read(recording.with_suffix(".truth.json")), summarise(recording)
+    guest = stem.rpartition("-")[0]
+    assert [row for row in named(guest, found, truth) if not row.holds] == []
+    wrong = "userspace" if guest != "userspace" else "kernel"
+    assert any(not row.holds for row in named(wrong, found, truth))

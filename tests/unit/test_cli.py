@@ -77,6 +77,7 @@ def renders(monkeypatch: pytest.MonkeyPatch, stand_in: None) -> None:
     class Analysis:
         def __init__(self, metadata: Any, tables: Tables, options: Any = None) -> None:
             self.found = {"interrupts": 0, "devices": len(tables.devices)}
+            self.witness = types.SimpleNamespace(take=lambda columns: None)
 
         def add(self, interrupts: pd.DataFrame, states: pd.DataFrame, counters: pd.DataFrame) -> None:
             self.found["interrupts"] += len(interrupts)

@@ -137,8 +137,12 @@ def test_only_what_tells_of_interrupts_is_kept_of_a_command_line() -> None:
         *("qemu-system-x86_64", "-name", "guest=a", "-enable-kvm", "-M", "q35,kernel-irqchip=split"),
         *("-object", "secret,id=s,data=hunter2", "-drive", "file=/home/x/disk.img", "-device", "virtio-net-pci,mac=1"),
         *("-device", "vfio-pci,host=01:00.0,x-no-kvm-intx=on", "-vnc", ":1,password=on", "-machine"),
+        *("-device", '{"driver":"vfio-pci","host":"0000:02:00.0","id":"h0"}', "-device", '{"driver":"virtio-blk"}'),
+        *("-set", "device.h0.x-no-mmap=on", "-set", "drive.d.file=/home/x", "--accel", "kvm"),
     )
     assert host.telling_options(words) == [
         *("-name", "guest=a", "-enable-kvm", "-M", "q35,kernel-irqchip=split"),
         *("-device", "vfio-pci,host=01:00.0,x-no-kvm-intx=on", "-machine"),
+        *("-device", '{"driver":"vfio-pci","host":"0000:02:00.0","id":"h0"}'),
+        *("-set", "device.h0.x-no-mmap=on", "-accel", "kvm"),
     ]

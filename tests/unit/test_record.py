@@ -17,15 +17,18 @@ import pytest
 
 import intxtrace
 from intxtrace.__main__ import main
-from intxtrace.capture import bcc_import, host
+from intxtrace.capture import bcc_import, host, recording
 from intxtrace.capture.recording import Limits, Stop, record
 from intxtrace.capture.ring import Events
 from intxtrace.capture.session import Counts, Selection, Session
 from intxtrace.errors import IntxtraceError
 from intxtrace.events import RECORD, Kind
+from intxtrace.stalls import Trigger, parse
+from intxtrace.trace.kept import Kept
 from intxtrace.trace.metadata import Metadata
 from intxtrace.trace.tables import Tables, Vm
 from intxtrace.trace.writer import TraceWriter
+from tests.dsl import Trace
 
 
 class FakeSession:
@@ -37,6 +40,10 @@ class FakeSession:
         self.on_take = on_take
         self.looks = 0
         self.stopped = False
+
+    @property
+    def safe_at(self) -> int:
+        return self.counts.events
 
     def take(self) -> Events:
         self.looks += 1
@@ -73,6 +80,134 @@ def test_it_ends_after_so_many_interrupts_and_keeps_the_rest(tmp_path: Path) -> 
 
 def test_it_ends_after_a_time(tmp_path: Path) -> None:
     assert recorded(tmp_path / "a.intx", FakeSession(), Limits(seconds=0.05)) == "--duration of 0.05 s is over"
+
+
+def test_it_ends_at_a_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recording, "_BATCH_SECONDS", 0.0)
+    reason = recorded(tmp_path / "a.intx", FakeSession(), Limits(size=8_000))
+    assert reason == "--max-size of 8,000 bytes is reached"
+    assert 8_000 <= (tmp_path / "a.intx").stat().st_size < 16_000
+
+
+def test_it_ends_a_moment_after_its_condition(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recording, "AFTERMATH_SECONDS", 0.05)
+    seen: list[tuple[int, int]] = []
+
+    def condition(events: Events, safe_at: int) -> str:
+        seen.append((len(events), safe_at))
+        return "masked>5 ms was met" if len(seen) == 3 else ""
+
+    session = FakeSession()
+    assert recorded(tmp_path / "a.intx", session, Limits(condition=condition)) == "masked>5 ms was met"
+    assert seen == [(10, 10), (10, 20), (10, 30)]
+    assert session.looks > 3
+
+
+@pytest.mark.parametrize("age_ns", [5_000, 50_000])
+def test_a_window_keeps_the_last_events_and_who_is_who(tmp_path: Path, age_ns: int) -> None:
+    t = Trace()
+    vm = t.vm("guest")
+    nic = t.device(vm)
+    t.enable(nic)
+    t.enable_kvm(nic)
+    for _ in range(50):
+        t.kernel_interrupt(nic)
+    records = t.records()
+    kept = Kept(1 << 20, age_ns)
+    for begin in range(0, len(records), 5):
+        kept.add(records[begin : begin + 5], t.tables)
+    saved = kept.save(tmp_path / "a.intx", Metadata())
+    trace = intxtrace.open_trace(tmp_path / "a.intx")
+    events = trace.events
+    ours = events[~events["kind_name"].isin(["VM", "DEVICE", "LOST"])]
+    latest = int(records["ts"].max())
+    assert latest - int(ours["ts"].min()) >= age_ns
+    assert latest - int(ours["ts"].min()) <= age_ns + 10 * Trace.STEP
+    assert saved.dropped == len(records) - len(ours) - 2
+    assert int(events[events["kind_name"] == "LOST"]["arg1"].sum()) == saved.dropped
+    assert {vm.name for vm in trace.tables.vms} == {"guest"}
+    assert set(trace.interrupts["bdf"]) == {"0000:01:00.0"}
+
+
+class AnySession(FakeSession):
+    """Stands in for `Session` on the command line."""
+
+    def __init__(self, *_: object, **__: object) -> None:
+        super().__init__()
+
+    def __enter__(self) -> AnySession:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def any_session(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr("intxtrace.capture.session.Session", AnySession)
+    monkeypatch.setattr("intxtrace.cli.capturing.prepare", lambda: None)
+
+
+@pytest.mark.usefixtures("any_session")
+def test_the_command_keeps_a_window_and_writes_it_at_the_end(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["record", "--keep", "1s", "--max-size", "1M", "-o", "a.intx", "--max-interrupts", "40"]) == 0
+    said = capsys.readouterr().err
+    assert "40 interrupts were seen: 43 interrupts in 43 events, 0 lost; wrote a.intx (" in said
+    assert len(intxtrace.open_trace(here / "a.intx").events) == 43
+    assert (here / "a.intx").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.usefixtures("any_session")
+def test_a_window_that_could_not_be_written_is_refused_at_once(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "nowhere is no folder that can be written" in fails(capsys, "--keep", "1s", "-o", "nowhere/a.intx")
+
+
+@pytest.mark.parametrize("compile_from", [None, 0])
+def test_a_trigger_sees_the_first_that_takes_too_long(compile_from: int | None) -> None:
+    t = Trace()
+    nic = t.device(t.vm())
+    t.enable(nic)
+    t.enable_kvm(nic)
+    for _ in range(20):
+        t.kernel_interrupt(nic)
+        t.wait(1_000_000)
+    quick = len(t.records())
+    t.handler(nic, irqfd="resample")
+    t.wait(30_000_000)
+    t.inject(nic)
+    t.guest_eoi(nic)
+    t.resample_unmask(nic)
+    t.wait(200_000_000)
+    t.kernel_interrupt(nic)
+    records = t.records()
+    for text, met in (
+        ("masked>29ms", True),
+        ("masked>40ms", False),
+        ("inject>29ms", True),
+        ("guest>1ms", False),
+    ):
+        trigger = Trigger(parse(text), t.tables, compile_from=compile_from)
+        assert trigger.see(records[:quick], int(records["ts"][quick])) == ""
+        rest = records[quick:]
+        said = [trigger.see(rest[at : at + 1], int(rest["ts"][at])) for at in range(len(rest))]
+        said.append(trigger.see(rest[:0], t.now + 100_000_000))
+        assert any(said) == met, text
+        if met:
+            assert "30.0 ms" in next(one for one in said if one)
+
+
+def test_a_trigger_sees_a_device_that_stays_masked() -> None:
+    t = Trace()
+    nic = t.device(t.vm())
+    t.enable(nic)
+    t.enable_kvm(nic)
+    t.handler(nic, irqfd="resample")
+    t.inject(nic)
+    trigger = Trigger(parse("masked > 5ms"), t.tables, compile_from=None)
+    assert trigger.see(t.records(), t.now + 4_000_000) == ""
+    assert trigger.see(t.records()[:0], t.now + 90_000_000) == ""  # it looks ten times a second
+    assert trigger.see(t.records()[:0], t.now + 300_000_000).startswith("masked>5.00 ms was met: 300 ms")
 
 
 def test_it_ends_with_its_command(tmp_path: Path) -> None:
@@ -218,6 +353,11 @@ def test_the_output_exists(here: Path, capsys: pytest.CaptureFixture[str], make:
         (("--ring-size", "3M"), "--ring-size takes a power of two"),
         (("--bar", "some"), "--bar takes count, all or none"),
         (("--max-interrupts", "0"), "greater than or equal to 1"),
+        (("--keep", "long"), "--keep takes a time such as 500ms"),
+        (("--max-size", "12"), "--max-size takes a size from 1M"),
+        (("--stop-when", "masked<5ms"), "--stop-when takes a stage (masked, signal, inject, guest, unmask) and a time"),
+        (("--stop-when", "lunch>5ms"), "--stop-when takes a stage"),
+        (("--stop-when", "masked>5"), "--stop-when takes a stage"),
     ],
 )
 def test_wrong_options(here: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], said: str) -> None:

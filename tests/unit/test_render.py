@@ -16,13 +16,13 @@ from rich.console import Console
 
 from intxtrace.analysis import Options, Summary, analyse, interrupt_rows
 from intxtrace.analysis.inventory import Info
-from intxtrace.analysis.results import Missing
+from intxtrace.analysis.results import Evidence, Finding, Missing
 from intxtrace.render import html
 from intxtrace.render.html import write_report
 from intxtrace.render.json import interrupts as interrupts_json
 from intxtrace.render.json import summary as summary_json
 from intxtrace.render.json import to_json
-from intxtrace.render.text import print_info, print_interrupts, print_summary
+from intxtrace.render.text import print_findings, print_info, print_interrupts, print_summary
 from intxtrace.trace.metadata import Metadata
 from intxtrace.trace.tables import Tables, Vm
 from intxtrace.units import count, duration
@@ -65,6 +65,38 @@ def test_json_is_the_dataclass(found: Summary) -> None:
     assert data["devices"][2]["gsi"] is None
     assert "figures" not in device
     assert "axis" not in data
+
+
+FINDING = Finding(
+    "split-irqchip",
+    "warning",
+    1,
+    "0000:01:00.0",
+    MARKUP,
+    4242,
+    "the IOAPIC is in QEMU",
+    (Evidence("interrupts", 12, 40, 2_000_000_000, 3_500_000_000, tuple(range(1, 11))), Evidence("seen", None)),
+    "Each EOI exits.",
+    "start it with kernel-irqchip=on",
+)
+
+
+def test_findings_say_what_shows_them_and_what_to_do() -> None:
+    screen = console()
+    print_findings((FINDING,), 1_000_000_000, screen)
+    text = " ".join(printed(screen).split())
+    assert f"warning: split-irqchip · VM {MARKUP}, 0000:01:00.0: the IOAPIC is in QEMU." in text
+    assert "interrupts: 12 of 40, from 1.000 s to 2.500 s (ids 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, …)" in text
+    assert text.endswith("do: start it with kernel-irqchip=on")
+    assert max(len(line) for line in printed(screen).splitlines()) <= 80
+
+
+def test_findings_stand_in_text_and_json(found: Summary) -> None:
+    with_one = replace(found, findings=(FINDING,))
+    assert json.loads(summary_json(with_one))["data"]["findings"][0]["evidence"][0]["interrupts"] == [*range(1, 11)]
+    screen = console()
+    print_summary(with_one, screen)
+    assert "split-irqchip" in printed(screen)
 
 
 def test_json_refuses_what_has_no_form() -> None:

@@ -11,10 +11,13 @@ import jsonschema
 import pytest
 import typer
 
+import intxtrace
 from intxtrace.__main__ import main
+from intxtrace.analysis.live import LiveModel
 from intxtrace.cli import app
 from intxtrace.render import json as render_json
 from intxtrace.render.schema import SHAPES, schema
+from intxtrace.trace.tables import Tables
 from tests.unit.traces import some_events, write_trace
 
 TRACES = sorted((Path(__file__).parents[1] / "traces").glob("*.intx"))
@@ -41,8 +44,13 @@ def strict(value: Any) -> Any:
     return [strict(item) for item in value] if isinstance(value, list) else value
 
 
+OF_A_TRACE = [name for name in SHAPES if name not in ("doctor", "live")]
+"""These two take no trace."""
+
+
 def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:
-    assert main(arguments) == 0
+    # doctor says with its status whether this host can be traced.
+    assert main(arguments) in ((0, 1) if arguments[0] == "doctor" else (0,))
     return json.loads(capsys.readouterr().out)
 
 
@@ -59,7 +67,22 @@ def test_a_shape_is_json_schema(name: str, capsys: pytest.CaptureFixture[str]) -
     assert {kind["description"] != "" for kind in found["$defs"].values()} == {True}
 
 
-@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("name", ["devices", "doctor"])
+def test_what_is_printed_of_this_host_has_the_shape(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    jsonschema.Draft202012Validator(strict(schema(name))).validate(printed(capsys, name, "--json"))
+
+
+@pytest.mark.parametrize("path", [None, *TRACES], ids=lambda path: path.stem if path else "nothing")
+def test_a_live_view_has_the_shape(path: Path | None) -> None:
+    trace = None if path is None else intxtrace.open_trace(path)
+    model = LiveModel(Tables() if trace is None else trace.tables)
+    for events in () if trace is None else trace.iter_events():
+        model.feed(events)
+    document = json.loads(render_json.document("live", model.view()))
+    jsonschema.Draft202012Validator(strict(schema("live"))).validate(document)
+
+
+@pytest.mark.parametrize("name", OF_A_TRACE)
 def test_what_is_printed_has_the_shape(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     validator = jsonschema.Draft202012Validator(strict(schema(name)))
     odd = write_trace(tmp_path / "odd.intx", some_events(300))
@@ -68,7 +91,7 @@ def test_what_is_printed_has_the_shape(name: str, tmp_path: Path, capsys: pytest
         validator.validate(printed(capsys, *call(name, trace)))
 
 
-@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("name", OF_A_TRACE)
 def test_a_document_of_another_shape_is_refused(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     validator = jsonschema.Draft202012Validator(schema(name))
     document = printed(capsys, *call(name, TRACES[0]))
@@ -111,7 +134,7 @@ def test_the_list_names_every_shape(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["nothing"], "there is no shape nothing; choose from info, interrupts, live, summary"),
+        (["nothing"], "there is no shape nothing; choose from devices, doctor, info, interrupts, live, summary"),
         ([""], "there is no shape ; choose from"),
         (["summary", "info"], "Got unexpected extra argument"),
     ],

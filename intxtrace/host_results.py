@@ -1,0 +1,147 @@
+"""What `devices` and `doctor` find: frozen dataclasses, the one source of their terminal text and JSON."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class DeviceState:
+    """One passed-through device. What cannot be seen is null."""
+
+    bdf: str
+    name: str | None
+    vendor_id: int | None
+    device_id: int | None
+    class_id: int | None
+    driver: str | None
+    group: str | None
+    """IOMMU group."""
+    mode: str | None
+    """How it interrupts now: `INTx`, `MSI`, `MSI-X`, `none`."""
+    vectors: int | None
+    """Host interrupts in use; of MSI and MSI-X."""
+    can: tuple[str, ...] | None
+    """What it could do: `INTx`, `MSI`, `MSI-X`."""
+    host_irq: int | None
+    """Of INTx."""
+    chip: str | None
+    """Host interrupt controller and its pin."""
+    count: int | None
+    """Interrupts on that line since boot, whoever raised them."""
+    sharers: tuple[str, ...] | None
+    """Names of the other handlers on the line."""
+    pin: str | None
+    """`A` to `D`, `none`."""
+    intx_disabled: bool | None
+    """DisINTx: set by the guest's driver, or by vfio while the line is masked."""
+    intx_asserted: bool | None
+    nointxmask: bool | None
+    broken_intx_masking: bool | None
+    gsi: int | None
+    """The guest's; only a trace knows it."""
+    path: str | None
+    """Of INTx: `kernel`, `hybrid`, `userspace`."""
+    path_is: str | None
+    """`expected` from QEMU's command line, or `seen` in the trace."""
+    why: str | None
+    """What makes it this path."""
+
+
+@dataclass(frozen=True)
+class VmState:
+    """One virtual machine."""
+
+    name: str
+    pid: int
+    namespaced: bool | None
+    """It runs in another mount or user namespace than this host's init: a container."""
+    qemu_path: str | None
+    machine: str | None
+    irqchip: str | None
+    """`on`, `split`, `off`, as its command line says; null: QEMU's default, which is on for all but a few machines."""
+    devices: tuple[DeviceState, ...]
+
+
+@dataclass(frozen=True)
+class Devices:
+    """The data of JSON schema `intxtrace.devices`."""
+
+    vms: tuple[VmState, ...]
+    notes: tuple[str, ...]
+    """What could not be seen, and why."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that record needs, or is better with."""
+
+    name: str
+    state: str
+    """`ok`; `missing`: record cannot do without; `worse`: it can, but tells less or costs more; `unknown`."""
+    found: str
+    remedy: str
+    """What to do, where something is to be done."""
+
+
+@dataclass(frozen=True)
+class FoundFunction:
+    """A function of QEMU that is probed."""
+
+    name: str
+    symbol: str
+    """What it is called in this binary."""
+    offset: str
+    """In the file, hexadecimal: where its probe goes."""
+    method: str
+    """How it was found: `usdt`, `dynsym`, `symtab`, `gnu_debugdata`, `trace-variable`."""
+    argument: str | None
+    """What its first argument proved to be; null: its probe could not tell the device."""
+
+
+@dataclass(frozen=True)
+class Binary:
+    """One QEMU binary: installed, or of a VM that runs."""
+
+    path: str
+    pids: tuple[int, ...]
+    """VMs that run it."""
+    version: str | None
+    build_id: str | None
+    functions: tuple[FoundFunction, ...]
+    missing: dict[str, str]
+    """Functions that were not found, and why."""
+    problem: str | None
+    """Why it could not be read at all."""
+
+
+@dataclass(frozen=True)
+class ProbeRow:
+    """One probe: attached, or what would be tried."""
+
+    name: str
+    state: str
+    """`attached`, `fallback`, `missing`, `absent` (this kernel has no need of it); `planned` where it was not tried."""
+    method: str
+    target: str
+    resolved: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """The data of JSON schema `intxtrace.doctor`."""
+
+    ready: bool
+    """`record` would work, now."""
+    reason: str | None
+    """What record would say, if not."""
+    kernel: str
+    machine: str
+    distribution: str
+    checks: tuple[Check, ...]
+    tried: bool
+    """The probes below were attached, and detached again; else they are what is planned, or none."""
+    probes: tuple[ProbeRow, ...]
+    vms: tuple[str, ...]
+    binaries: tuple[Binary, ...]
