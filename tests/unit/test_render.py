@@ -91,6 +91,21 @@ def test_findings_say_what_shows_them_and_what_to_do() -> None:
     assert max(len(line) for line in printed(screen).splitlines()) <= 80
 
 
+def test_findings_stand_on_the_page(hostile: Summary) -> None:
+    assert ">Findings<" not in write_report(replace(hostile, findings=()))
+    listed = hostile.devices[0].slowest[0].id
+    evidence = replace(FINDING.evidence[0], interrupts=(listed, 987_654))
+    one = replace(FINDING, vm=HOSTILE, advice="<b>", evidence=(evidence,))
+    page = write_report(replace(hostile, findings=(one,) * 60))
+    assert page.count("warning: split-irqchip") == html.FINDINGS_LISTED
+    assert f'<li class="verdict note" data-device="0" data-vm="0"><span class="level">{FINDING.severity}' in page
+    assert "12 of 40, from " in page
+    assert f'<a href="#interrupt-{listed}">{listed}</a>, 987654, …' in page
+    assert "&lt;b&gt;" in page
+    assert HOSTILE not in page
+    assert "20 further findings" in page
+
+
 def test_findings_stand_in_text_and_json(found: Summary) -> None:
     with_one = replace(found, findings=(FINDING,))
     assert json.loads(summary_json(with_one))["data"]["findings"][0]["evidence"][0]["interrupts"] == [*range(1, 11)]
