@@ -255,7 +255,9 @@
     }, more);
   }
 
-  const nothing = (text) => [{ text, showarrow: false, xref: "paper", yref: "paper", x: 0.5, y: 0.5 }];
+  const nothing = (text) => [[], layout({
+    annotations: [{ text, showarrow: false, xref: "paper", yref: "paper", x: 0.5, y: 0.5 }], xaxis: { visible: false }, yaxis: { visible: false },
+  })];
 
   function distribution(device, seen, choice) {
     const measure = MEASURES.indexOf(choice);
@@ -295,10 +297,9 @@
         hovertemplate: "%{text}<extra>" + path + "</extra>",
       });
     }
-    const drawn = traces.length > 0;
+    if (!traces.length) return nothing("no interrupt has this stage");
     return [traces, layout({
-      annotations: drawn ? [] : nothing("no interrupt has this stage"),
-      xaxis: logAxis(drawn ? low : 3, drawn ? high : 6, { title: { text: "latency" }, anchor: "y2" }),
+      xaxis: logAxis(low, high, { title: { text: "latency" }, anchor: "y2" }),
       yaxis: axis({ title: { text: "% of the path" }, rangemode: "tozero", domain: [0.47, 1] }),
       yaxis2: axis({
         domain: [0, 0.42], range: [0, top + 0.35], tickvals: PERCENTILES.map(([, q]) => -Math.log10(1 - q)), ticktext: PERCENTILES.map(([, , word]) => word),
@@ -323,8 +324,9 @@
       textposition: "inside", insidetextanchor: "middle", textangle: 0,
       hovertemplate: "%{y}: %{text}<extra>" + word + "</extra>",
     })).filter((trace) => trace.x.some((value) => value));
+    if (!traces.length) return nothing("no masked time is known");
     return [traces, layout({
-      barmode: "stack", bargap: 0.3, uniformtext: { mode: "hide", minsize: 9 }, annotations: traces.length ? [] : nothing("no masked time is known"),
+      barmode: "stack", bargap: 0.3, uniformtext: { mode: "hide", minsize: 9 },
       xaxis: axis({ title: { text: inShares ? "% of the mean masked time" : choice + " masked time, " + unit }, rangemode: "tozero" }),
       yaxis: axis({ gridcolor: "rgba(0,0,0,0)" }),
     })];
