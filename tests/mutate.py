@@ -266,6 +266,10 @@ def main(arguments: list[str]) -> int:
     )
 
     gc.freeze()  # What all share stays shared.
+    whole = Mutant("nothing", broken[0].function, broken[0].function.__code__, set())
+    if os.waitstatus_to_exitcode(os.waitpid(start(whole, killers), 0)[1]) != SURVIVED:
+        print("something fails with nothing broken: no mutant can be judged")
+        return 1
     running: dict[int, Mutant] = {}
     verdicts: dict[str, int] = {}
     waiting = iter(broken)
@@ -288,10 +292,10 @@ def main(arguments: list[str]) -> int:
 
     number = Counter(verdicts.values())
     survivors = {name for name, verdict in verdicts.items() if verdict == SURVIVED}
-    stale = [name for name in EQUIVALENT if verdicts.get(name, SURVIVED) != SURVIVED]
-    if operands:
-        names = {mutant.name for mutant in broken}
-        stale += [name for name in EQUIVALENT if name.split(".")[0] in (chosen or MODULES) and name not in names]
+    names = {mutant.name for mutant in broken}
+    listed = [name for name in EQUIVALENT if name.split(".")[0] in (chosen or MODULES)]
+    listed = [name for name in listed if operands or ": leave out: " not in name]
+    stale = [name for name in listed if name not in names or verdicts.get(name, SURVIVED) != SURVIVED]
     for name in stale:
         print("listed as equivalent, but killed or gone:", name)
     print(
@@ -299,8 +303,8 @@ def main(arguments: list[str]) -> int:
         f"{number[KILLED_BY_GOLDEN]} killed by a golden, {number[KILLED_BY_TRACE]} by a random trace only, "
         f"{len(survivors & EQUIVALENT.keys())} equivalent, {len(survivors - EQUIVALENT.keys())} survive"
     )
-    whole = len(verdicts) == len(broken)
-    return 0 if whole and not stale and survivors <= EQUIVALENT.keys() else 1
+    ended = len(verdicts) == len(broken)
+    return 0 if ended and not stale and survivors <= EQUIVALENT.keys() else 1
 
 
 def tell(name: str, verdict: int) -> None:

@@ -90,9 +90,9 @@ class Terminal:
     def send(self, number: signal.Signals) -> None:
         self.process.send_signal(number)
 
-    def end(self) -> tuple[int, bytes]:
+    def end(self, seconds: float = 60) -> tuple[int, bytes]:
         """Wait for the end; return status and standard output (short: what a pipe holds)."""
-        self.until(lambda: self.process.poll() is not None)
+        self.until(lambda: self.process.poll() is not None, seconds)
         self.read()
         assert self.process.stdout is not None
         return self.process.returncode, self.process.stdout.read()

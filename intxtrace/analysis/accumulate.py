@@ -14,6 +14,7 @@ import numpy as np
 from intxtrace.analysis import results
 from intxtrace.analysis.bins import time_step
 from intxtrace.analysis.findings import diagnose, without_times
+from intxtrace.analysis.missing import missing
 from intxtrace.analysis.results import MEASURES, Options, Summary
 from intxtrace.analysis.rows import NULL, by_device, codes, ints
 from intxtrace.analysis.tally import DeviceTally
@@ -159,6 +160,7 @@ class Analysis:
             ),
             devices=tuple(devices),
             findings=self._findings(tuple(devices), recording.end_at),
+            missing=missing(self._metadata, recorded, devices),
             axis=axis,
         )
 

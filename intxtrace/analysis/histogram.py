@@ -1,19 +1,16 @@
 """The one histogram that every percentile comes from: mergeable, logarithmic, at most 1 % off.
 
 The buckets and the quantile rule are those of DDSketch (Masson, Rim, Lee: "DDSketch", VLDB 2019) as the `ddsketch`
-library implements them; only the bucket numbers of a whole column are computed here, with numpy.
+library implements them; what is done for a whole column or for all buckets is done here, with numpy.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from ddsketch.ddsketch import BaseDDSketch
 from ddsketch.mapping import LogarithmicMapping
-from ddsketch.store import DenseStore
 
 from intxtrace.analysis.results import Distribution, LogBins
 
@@ -21,17 +18,18 @@ ACCURACY = 0.005
 """Of the buckets. Percentiles are then rounded to whole ns, which adds at most 0.5 ns where 0.5 % is more than that,
 and makes them exact below: at most 1 % in all."""
 
+_MAPPING = LogarithmicMapping(ACCURACY)
+
 P99_99_SAMPLES = 10_000
 """Below so many samples p99.99 would be the maximum under another name, so it is null."""
 
 
-@dataclass
 class Histogram:
     """Counts whole numbers of 0 or more."""
 
-    def __post_init__(self) -> None:
-        self._mapping = LogarithmicMapping(ACCURACY)
-        self._store = DenseStore()
+    def __init__(self) -> None:
+        self._first = 0  # number of the first bucket
+        self._buckets: npt.NDArray[np.int64] = np.empty(0, np.int64)
         self._zeros = 0
         self.count = 0
         self.sum = 0
@@ -51,19 +49,16 @@ class Histogram:
         self.sum += _exact_sum(values, high)
         positive = values[values > 0] if low == 0 else values
         self._zeros += len(values) - len(positive)
-        if not len(positive):
-            return
-        keys = np.ceil(np.log(positive) / math.log(self._mapping.gamma)).astype(np.int64)
-        first = int(keys.min())
-        counts = np.bincount(keys - first)
-        for index in np.flatnonzero(counts).tolist():
-            self._store.add(first + index, int(counts[index]))
+        if len(positive):
+            keys = np.ceil(np.log(positive) / math.log(_MAPPING.gamma)).astype(np.int64)
+            first = int(keys.min())
+            self._join(first, np.bincount(keys - first))
 
     def merge(self, other: Histogram) -> None:
         """Count everything that another histogram counted."""
         if other.count == 0:
             return
-        self._store.merge(other._store)
+        self._join(other._first, other._buckets)
         self._zeros += other._zeros
         self.count += other.count
         self.sum += other.sum
@@ -72,17 +67,32 @@ class Histogram:
         self._min = other._min if self._min is None else min(self._min, other._min)
         self._max = other._max if self._max is None else max(self._max, other._max)
 
+    def _join(self, first: int, buckets: npt.NDArray[np.int64]) -> None:
+        """Add counts of buckets, of which the first has this number."""
+        if not len(self._buckets):
+            self._first = first
+        begin = min(first, self._first)
+        end = max(first + len(buckets), self._first + len(self._buckets))
+        if (begin, end) != (self._first, self._first + len(self._buckets)):
+            before, self._buckets = self._buckets, np.zeros(end - begin, np.int64)
+            self._buckets[self._first - begin :][: len(before)] = before
+            self._first = begin
+        self._buckets[first - begin :][: len(buckets)] += buckets
+
     def distribution(self) -> Distribution:
         """Give the statistics; of nothing, all but the count are null."""
         if self._min is None or self._max is None:
             return Distribution(0, None, None, None, None, None, None, None, None)
-        sketch = BaseDDSketch(self._mapping, self._store, DenseStore(), self._zeros)
         low, high = self._min, self._max
+        below = np.cumsum(self._buckets)
 
         def quantile(q: float) -> int:
-            value = sketch.get_quantile_value(q)
-            assert value is not None  # only an empty sketch has none
-            return min(max(round(value), low), high)
+            # As ddsketch.ddsketch.BaseDDSketch.get_quantile_value.
+            rank = q * (self.count - 1)
+            if rank < self._zeros:
+                return 0
+            bucket = int(np.searchsorted(below, rank - self._zeros, "right"))
+            return min(max(round(_MAPPING.value(bucket + self._first)), low), high)
 
         return Distribution(
             count=self.count,
@@ -103,11 +113,10 @@ class Histogram:
         bins: dict[int, int] = {}
         if self._zeros:
             bins[0] = self._zeros
-        for index, number in enumerate(self._store.bins):
-            if number:
-                value = max(self._mapping.value(index + self._store.offset), 1.0)
-                place = math.floor(math.log10(value) * per_decade)
-                bins[place] = bins.get(place, 0) + int(number)
+        for index in np.flatnonzero(self._buckets).tolist():
+            value = max(_MAPPING.value(index + self._first), 1.0)
+            place = math.floor(math.log10(value) * per_decade)
+            bins[place] = bins.get(place, 0) + int(self._buckets[index])
         first = min(bins)
         return LogBins(per_decade, first, tuple(bins.get(place, 0) for place in range(first, max(bins) + 1)), self.sum)
 

@@ -439,6 +439,15 @@ class Quality:
 
 
 @dataclass(frozen=True)
+class Missing:
+    """Something that an imported recording cannot tell."""
+
+    what: str
+    how: str
+    """What to record, so that it can."""
+
+
+@dataclass(frozen=True)
 class Summary:
     """The answer. As JSON: the data of schema `intxtrace.summary`, without the figures."""
 
@@ -450,5 +459,7 @@ class Summary:
     """Most interrupts first."""
     findings: tuple[Finding, ...] = ()
     """What is wrong, worst first; none if nothing is."""
+    missing: tuple[Missing, ...] = ()
+    """Recordings of other tools: what they cannot tell."""
     axis: TimeAxis | None = field(default=None, metadata={"json": False})
     """Null without a clock or without an interrupt."""

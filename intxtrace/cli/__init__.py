@@ -96,6 +96,7 @@ app.command(
         "intxtrace import trace.txt -o trace.intx",
         "cat /sys/kernel/tracing/trace | intxtrace import - -o now.intx",
         "intxtrace import /var/log/libvirt/qemu/win10.log.gz -o win10.intx",
+        "intxtrace import trace.txt qemu.log -o both.intx",
         "intxtrace import trace.txt --map my_irq=qemu_interrupt --map my_eoi=qemu_eoi",
     ),
 )(import_.import_)

@@ -360,21 +360,23 @@ class LiveApp(App[None]):
     def _ask(self, what: str, prompt: str, value: str) -> None:
         self._asking = what
         asked = self._main().query_one(Input)
-        asked.placeholder, asked.value, asked.display = prompt, value, True
+        asked.value, asked.display = value, True
         asked.focus()
+        self.say(f"{prompt}; Escape leaves it as it is")
 
     def action_filter(self) -> None:
         """Ask for words."""
-        self._ask("filter", "words that a row must have: address, VM, state, path", self._words)
+        self._ask("filter", "words that a row must have (address, VM, state, path)", self._words)
 
     def action_save(self) -> None:
         """Ask for a file."""
-        self._ask("save", "trace file to save to", time.strftime("intxtrace-%Y%m%d-%H%M%S.intx"))
+        self._ask("save", "trace file to save what was seen to", time.strftime("intxtrace-%Y%m%d-%H%M%S.intx"))
 
     def action_unask(self) -> None:
         """Ask no more."""
         asked = self._main().query_one(Input)
         asked.display = False
+        self.say("")
         self._main().query_one(DataTable).focus()
 
     @on(Input.Submitted)

@@ -15,8 +15,11 @@ LOAD_FROM = 2 << 20
 COMPILE_FROM = 16 << 20
 """Bytes from which on compiling it is, the first time on a machine."""
 
-_SCANNERS = {ftrace_scan.scan: ftrace_scan, qemu_scan.scan: qemu_scan}
-"""A scanner, and its module; both run with the functions of `scan`."""
+_SCANNERS = {
+    ftrace_scan.scan: (ftrace_scan, (1, 2, 2, 2, 2, 2, 2, 2, 1, 1)),
+    qemu_scan.scan: (qemu_scan, (1, 2, 1, 2, 1)),
+}
+"""A scanner, its module, which runs with the functions of `scan`, and the dimensions of its arrays."""
 
 _compiled: dict[Any, Any] = {}
 
@@ -27,9 +30,8 @@ class Scanner:
     Its arguments are the text, an integer, and arrays of int64.
     """
 
-    def __init__(self, function: Any, dimensions: tuple[int, ...]) -> None:
+    def __init__(self, function: Any) -> None:
         self._function = function
-        self._dimensions = dimensions
         self._read = 0
         self._is_compiled = False
 
@@ -39,21 +41,28 @@ class Scanner:
         self._is_compiled = self._is_compiled or self._function in _compiled or self._pays()
         if not self._is_compiled:
             return self._function, text
-        return compiled_scanner(self._function, self._dimensions), np.frombuffer(text, np.uint8)
+        return compiled_scanner(self._function), np.frombuffer(text, np.uint8)
 
     def _pays(self) -> bool:
         return self._read >= COMPILE_FROM or (self._read >= LOAD_FROM and _is_kept(self._function))
 
 
-def compiled_scanner(function: Any, dimensions: tuple[int, ...]) -> Any:
-    """Return a scanner as compiled code; `dimensions` of its arrays."""
+def prepare() -> None:
+    """Compile the scanners, or load them."""
+    for function in _SCANNERS:
+        compiled_scanner(function)
+
+
+def compiled_scanner(function: Any) -> Any:
+    """Return a scanner as compiled code."""
     if function not in _compiled:
         from intxtrace.reconstruct.compile import array, compiled
 
         types: Any = import_module("numba.core.types")
+        module, dimensions = _SCANNERS[function]
         tables = [array(np.int64, readonly=False, dimensions=number) for number in dimensions]
         signature = types.int64(array(np.uint8), types.int64, *tables)
-        _compiled[function] = compiled((scan, _SCANNERS[function]), function, signature)
+        _compiled[function] = compiled((scan, module), function, signature)
     return _compiled[function]
 
 

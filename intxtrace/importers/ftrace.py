@@ -144,7 +144,7 @@ class FtraceText:
         self._last_ts: dict[int, int] = {}
         self._found = False
         self._ticks = 0
-        self._scanner = Scanner(ftrace_scan.scan, (1, 2, 2, 2, 2, 2, 2, 2, 1, 1))
+        self._scanner = Scanner(ftrace_scan.scan)
         self._dialect = dialect(mapped)
         self._doubles: frozenset[int] = frozenset()
         """Tracepoints that are not read any more, because a kprobe tells more."""

@@ -298,7 +298,8 @@ def arguments(
 ) -> int:
     """Read the arguments of one event into `fields[:, row]`; return which fields were read, as bits.
 
-    An argument is a word and, after `=` or one space, its value. Of several for one field the first one counts.
+    An argument is a word and, after `=` or one space, its value. Of several for one field the first one counts, or a
+    constant.
     """
     for field in range(fields.shape[0]):
         fields[field, row] = 0
@@ -317,8 +318,8 @@ def arguments(
         if char in (EQUALS, SPACE):
             sought = mixed(value, char)
             for key in range(first, last):
-                if keys[K_HASH, key] == sought and wanted >> keys[K_FIELD, key] & 1:
-                    how = keys[K_HOW, key]
+                how = keys[K_HOW, key]
+                if keys[K_HASH, key] == sought and (how == AS_CONSTANT or wanted >> keys[K_FIELD, key] & 1):
                     read = 0
                     end = at
                     if how == AS_NUMBER:

@@ -124,7 +124,7 @@ class QemuLog:
         self.unreadable: dict[str, int] = {}
         """Lines that begin as an event and go on otherwise, by what they are; they are left out."""
         self._blocks = Blocks(stream)
-        self._scanner = Scanner(qemu_scan.scan, (1, 2, 1, 2, 1))
+        self._scanner = Scanner(qemu_scan.scan)
         self._rows = np.empty((ROW_COLUMNS, ROWS), np.int64)
         self._row_of: dict[int, int] = {}
         self._sink = Sink(self.tables)

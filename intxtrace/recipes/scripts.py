@@ -213,11 +213,20 @@ def _as_kprobe(probe: KernelProbe, members: Members) -> str:
     return f"kprobe {probe.event} {letter} {probe.hook.target} {shlex.quote(arguments)}"
 
 
-_WAIT = [
-    "trap : INT TERM",
-    'echo "recording into $out; Ctrl-C ends it" >&2',
-]
+_SAY = 'echo "recording into $out; Ctrl-C ends it" >&2'
 _SLEEP = 'sleep "${seconds:-infinity}" & sleeping=$!; wait $sleeping; kill $sleeping 2> /dev/null'
+
+
+def _run(command: str) -> list[str]:
+    """Commands that run a tool until it ends; whatever ends the script ends it, with one SIGINT."""
+    return [
+        "# In a session of its own, so that Ctrl-C reaches this script alone: a second SIGINT would cut it short.",
+        "recording=",
+        "trap '[ -z \"$recording\" ] || kill -INT $recording' INT TERM",
+        f"setsid {command} & recording=$!",
+        _SAY,
+        "while kill -0 $recording 2> /dev/null; do wait $recording; done",
+    ]
 
 
 def tracefs(host: Host) -> str:
@@ -241,7 +250,8 @@ def tracefs(host: Host) -> str:
         '  echo 1 > "$instance/events/$event/enable"',
         "done",
         'cat "$instance/trace_pipe" > "$out" & reading=$!',
-        *_WAIT,
+        "trap : INT TERM",
+        _SAY,
         'echo 1 > "$instance/tracing_on"',
         _SLEEP,
         'echo 0 > "$instance/tracing_on"',
@@ -273,8 +283,9 @@ def trace_cmd(host: Host) -> str:
         '  chosen+=(-e "${event/\\//:}")',
         '  [ -z "${filter[$event]:-}" ] || chosen+=(-f "${filter[$event]}")',
         "done",
-        *_WAIT,
-        'trace-cmd record -C mono -b 16384 -o "$out.dat" "${chosen[@]}" ${seconds:+sleep "$seconds"} > /dev/null',
+        *_run(
+            'trace-cmd record -C mono -b 16384 -o "$out.dat" "${chosen[@]}" ${seconds:+sleep "$seconds"} > /dev/null'
+        ),
         '[ -s "$out.dat" ] || die "trace-cmd recorded nothing"',
         'trace-cmd report -t -i "$out.dat" > "$out"',
         'echo "wrote $out: $(wc -l < "$out") lines" >&2',
@@ -296,10 +307,9 @@ def perf(host: Host) -> str:
         '  chosen+=(-e "${event/\\//:}")',
         '  [ -z "${filter[$event]:-}" ] || chosen+=(--filter "${filter[$event]}")',
         "done",
-        *_WAIT,
-        'perf record -q -a -k mono -m 16M -o "$out.data" "${chosen[@]}" ${seconds:+-- sleep "$seconds"}',
+        *_run('perf record -q -a -k mono -m 16M -o "$out.data" "${chosen[@]}" ${seconds:+-- sleep "$seconds"}'),
         '[ -s "$out.data" ] || die "perf recorded nothing"',
-        'perf script --ns -F comm,pid,tid,cpu,time,event,trace -i "$out.data" > "$out"',
+        'perf script --ns -F trace:comm,pid,tid,cpu,time,event,trace --show-lost-events -i "$out.data" > "$out"',
         'echo "wrote $out: $(wc -l < "$out") lines" >&2',
     ]
     return "\n".join(lines) + "\n"
@@ -307,7 +317,7 @@ def perf(host: Host) -> str:
 
 # Tracepoints as bpftrace reads their fields: the condition, and argument → (printf's word, expression). The names are
 # those of include/trace/events/{irq,kvm}.h and arch/x86/kvm/trace.h.
-_FIELDS: dict[str, tuple[str, dict[str, tuple[str, str]]]] = {
+TRACEPOINT_FIELDS: dict[str, tuple[str, dict[str, tuple[str, str]]]] = {
     "irq:irq_handler_entry": (
         'strncmp(str(args->name), "vfio-intx", 9) == 0',
         {"irq": ("%d", "args->irq"), "name": ('"%s"', "str(args->name)")},
@@ -367,7 +377,7 @@ def bpftrace(host: Host) -> str:
         '  [ -d /sys/kernel/tracing/events/"$1" ] || [ -d /sys/kernel/debug/tracing/events/"$1" ] || return',
         "  case $1 in",
     ]
-    for name, (condition, words) in _FIELDS.items():
+    for name, (condition, words) in TRACEPOINT_FIELDS.items():
         text = _bpf_print(name.partition(":")[2], words)
         predicate = f"/{condition}/ " if condition else ""
         lines.append(
@@ -387,8 +397,7 @@ def bpftrace(host: Host) -> str:
         '[ -z "$seconds" ] || program+=" interval:s:$seconds { exit(); }"',
         "ulimit -l unlimited 2> /dev/null",
         "export BPFTRACE_PERF_RB_PAGES=4096",
-        *_WAIT,
-        'bpftrace "${unsafe[@]}" -f json -o "$out" -e "${program//@WORK@/$work}"',
+        *_run('bpftrace "${unsafe[@]}" -f json -o "$out" -e "${program//@WORK@/$work}"'),
         '[ -s "$out" ] || die "bpftrace recorded nothing"',
         'echo "wrote $out: $(wc -l < "$out") lines" >&2',
     ]

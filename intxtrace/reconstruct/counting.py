@@ -51,7 +51,6 @@ def on_bar_offset(s: State, e: Any, write: int, count: int) -> None:
         bar.write = write
         bar.region = e.aux
         bar.offset = e.arg0
-        bar.count = 0
         put(s, TAG_BAR, a, e.arg0, b)
     s.bars[b].count += count
 

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from intxtrace.analysis.results import Counts, DeviceSummary, Interrupt, LogBins, PathLatency, Span, Summary
 
 DETAILED = 12
-LISTED = 500
-DATA_LIMIT = 700_000
+LISTED = 200
+DATA_LIMIT = 600_000
 WINDOWS = 8
 """Of time, of which a run can be selected: `Options.windows` of a summary that a page is made of."""
 SLOWEST_OF_A_SPAN = 10

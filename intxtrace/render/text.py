@@ -50,6 +50,8 @@ def print_summary(found: Summary, console: Console) -> None:
     console.print()
     print_findings(found.findings, found.recording.begin_at, console)
     _print_quality(found.quality, console)
+    for each in found.missing:
+        console.print(Text(f"not recorded: {each.what}; it takes {each.how}", style="yellow"))
 
 
 def print_findings(findings: tuple[Finding, ...], begin_at: int | None, console: Console) -> None:

@@ -1,20 +1,27 @@
-"""Lines a second that the ftrace importer takes, beside a loop over the lines with one regular expression each.
+"""Lines a second that the importers of text take, beside a loop over the lines with one regular expression each.
 
 Run: python -m tests.benchmarks.bench_import [MILLIONS of lines]
 """
 
 from __future__ import annotations
 
+import gzip
 import io
 import re
 import resource
 import sys
 import time
+from collections.abc import Callable
+from typing import Any
 
+from intxtrace.importers import compile
 from intxtrace.importers.ftrace import FtraceText
-from tests.kernel_texts import texts
+from intxtrace.importers.qemu_log import QemuLog
+from tests.kernel_texts import ARCHIVE, texts
 
 _LINE = re.compile(rb"^ *(.+)-(\d+) +\[(\d+)\] (\S+) +([\d.]+): (\w+): (.*)$")
+_QEMU_LINE = re.compile(rb"^(?:(\d+)@([\d.]+):)?(\w+) (.*)$")
+_QEMU_NUMBER = re.compile(rb"(0x[0-9a-f]+|(?<= )\d+)")
 _PAIR = re.compile(rb"(\w+)=(0x[0-9a-f]+|-?\d+)")
 
 
@@ -44,27 +51,46 @@ def naive(text: bytes) -> int:
     return found
 
 
-def main(millions: float) -> None:
-    """Import, and print figures."""
-    text = b"".join(
-        line + b"\n" for line in texts()["deb-6.12/storm"].split(b"\n") if line and not line.startswith(b"#")
-    )
-    per_text = text.count(b"\n")
-    times = max(1, round(millions * 1e6 / per_text))
+def naive_qemu(text: bytes) -> int:
+    """The same for a QEMU log."""
+    found = 0
+    for line in text.split(b"\n"):
+        if match := _QEMU_LINE.match(line):
+            head = (int(match[1] or 0), round(float(match[2] or 0) * 1e6) * 1000, match[3])
+            found += len(head) > 0 and len([int(value, 0) for value in _QEMU_NUMBER.findall(match[4])]) >= 0
+    return found
+
+
+def measure(
+    name: str, text: bytes, millions: float, reader: Callable[[Repeated], Any], peer: Callable[[bytes], int]
+) -> None:
+    """Import a text again and again, and print figures."""
+    times = max(1, round(millions * 1e6 / text.count(b"\n")))
     begin, cpu = time.perf_counter(), time.process_time()
-    recording = FtraceText(Repeated(text, times), "text")
+    recording = reader(Repeated(text, times))
     events = sum(map(len, recording))
     seconds, cpu = time.perf_counter() - begin, time.process_time() - cpu
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-    print(f"import: {recording.lines:,} lines ({len(text) * times / 1e6:,.0f} MB) -> {events:,} events")
+    print(f"{name}: {recording.lines:,} lines ({len(text) * times / 1e6:,.0f} MB) -> {events:,} events")
     print(f"  {recording.lines / seconds / 1e6:.2f} M lines/s, {recording.lines / cpu / 1e6:.2f} M a second of CPU")
     print(f"  at most {resident} MB resident")
-    some = text * 20
+    some = text * max(1, 20_000 // text.count(b"\n"))
     naive_cpu = time.process_time()
-    own = naive(some) / (time.process_time() - naive_cpu)
-    print(f"peer, a regular expression a line: {own / 1e6:.2f} M lines a second of CPU")
+    own = peer(some) / (time.process_time() - naive_cpu)
+    print(f"  peer, a regular expression a line: {own / 1e6:.2f} M lines a second of CPU")
     print(f"  ratio of CPU: {recording.lines / cpu / own:.1f}")
 
 
+def main(millions: float) -> None:
+    """Import texts, the scanners compiled before, and print figures."""
+    ftrace = b"".join(
+        line + b"\n" for line in texts()["deb-6.12/storm"].split(b"\n") if line and not line.startswith(b"#")
+    )
+    qemu = gzip.decompress((ARCHIVE.parent / "foreign" / "qemu-7.2-userspace.log.gz").read_bytes())
+    compile.prepare()
+    measure("ftrace", ftrace, millions, lambda stream: FtraceText(stream, "text"), naive)
+    measure("QEMU log", qemu, millions, lambda stream: QemuLog(stream, "log"), naive_qemu)
+
+
 if __name__ == "__main__":
-    main(float(sys.argv[1]) if len(sys.argv) > 1 else 3)
+    main(float(sys.argv[1]) if len(sys.argv) > 1 else 5)

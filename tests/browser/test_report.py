@@ -17,7 +17,8 @@ from intxtrace.analysis import Options, Summary, analyse
 from intxtrace.analysis.results import MEASURES, DeviceSummary, Distribution, Span
 from intxtrace.api import open_trace
 from intxtrace.render import html
-from tests.frames_sample import HOSTILE, MARKUP, sample, sample_metadata, tables
+from intxtrace.trace.tables import Tables
+from tests.frames_sample import HOSTILE, MARKUP, counters, interrupts, sample, sample_metadata, states, tables
 from tests.generate import MIX, events_for, write
 
 pytestmark = pytest.mark.browser
@@ -393,6 +394,44 @@ def test_the_words_need_no_script(browser: Browser, reports: dict[str, Path]) ->
         assert page.locator("#selection").is_hidden()
         assert "took the kernel path" in page.inner_text(".verdicts")
         assert page.locator("#device-0 [data-fill=slowest] tr").count() == 20
+
+
+@pytest.mark.parametrize("devices", [False, True])
+def test_a_trace_without_a_clock_or_without_anything(browser: Browser, tmp_path: Path, devices: bool) -> None:
+    frame = (interrupts(200, clock=False), states().iloc[:0], counters().iloc[:0])
+    found = analyse(
+        [frame] if devices else [],
+        sample_metadata(clock="none", started_at=None),
+        tables() if devices else Tables(),
+        Options(windows=html.WINDOWS),
+    )
+    page = tmp_path / "page.html"
+    page.write_text(html.write_report(found), "utf-8")
+    opened = open_report(browser, page)
+    assert opened.messages == []
+    assert opened.page.locator("#choose-from").count() == 0
+    assert opened.page.locator("#selection").is_visible() == devices
+    if devices:
+        assert "no masked time is known" in opened.page.inner_text("#device-0 .stages")
+        opened.page.locator("#choose-vm").select_option(label="build-runner")
+        assert opened.page.locator("#device-0").is_hidden()
+        assert opened.messages == []
+
+
+def test_a_phone_scrolls_over_figures_and_selects(browser: Browser, reports: dict[str, Path]) -> None:
+    with browser.new_context(
+        viewport=ViewportSize(width=360, height=740), is_mobile=True, has_touch=True, color_scheme="dark"
+    ) as context:
+        page = context.new_page()
+        page.goto(reports["plain"].as_uri())
+        page.wait_for_selector("html[data-drawn]")
+        assert page.evaluate("document.documentElement.scrollWidth") <= 360
+        assert page.evaluate("document.querySelector('.timeline')._fullLayout.dragmode") is False
+        page.locator("#choose-from").select_option("1")
+        page.wait_for_selector("html[data-drawn]")
+        assert "Shown: 7.65 s to 60.0 s" in page.inner_text("#chosen")
+        assert page.evaluate("document.documentElement.scrollWidth") <= 360
+        assert page.evaluate("document.querySelector('.selection select').offsetHeight") >= 36
 
 
 def test_a_million_interrupts_stay_small_and_draw(browser: Browser, tmp_path: Path) -> None:

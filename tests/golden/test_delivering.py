@@ -69,3 +69,14 @@ def test_a_clock_may_begin_at_zero() -> None:
     for row in t._rows:
         row["ts"] = 0
     assert [(row["acknowledged_at"], row["eoi_at"]) for row in rows(t)] == [(None, None)]
+
+
+def test_another_line_that_the_worker_raises_is_not_the_devices() -> None:
+    """`on_kvm_set_irq`: irqfd_inject raises one line; that this call returned was not recorded."""
+    t, d = one_device()
+    t.handler(d, irqfd="resample")
+    t.inject(d)
+    t._rows.pop()
+    injected = t._rows[-1]["ts"]
+    t.emit(Kind.KVM_SET_IRQ, vm=d.vm.kvm, value=1, arg0=4, tgid=2, tid=d.vm.pid + 50)
+    assert [row["injected_at"] for row in rows(t)] == [injected]

@@ -8,6 +8,7 @@ Debian's 6.1 kernel as `trace-cmd report`, `perf script`, `perf.data` and bpftra
 from __future__ import annotations
 
 import gzip
+import json
 import re
 import shutil
 from collections import Counter
@@ -137,3 +138,33 @@ def test_perf_data(tmp_path: Path) -> None:
     path.write_bytes(gzip.decompress((FOLDER / "refire.perf.data.gz").read_bytes()))
     rows, _ = imported(path, tmp_path)
     assert Counter(rows["origin"]) == {"hardware": 2, "resignal": 2}
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        (
+            "qemu-7.2-no-timestamps.log.gz",
+            ["every duration", "interrupts that KVM delivers", "how 19 interrupts", "when the device"],
+        ),
+        (
+            "qemu-11.1.log",
+            ["interrupts that KVM delivers", "how 17 interrupts came about", "when the device was unmasked"],
+        ),
+        ("refire.trace-cmd-report.txt", []),
+    ],
+)
+def test_the_summary_says_what_is_missing(
+    name: str, expected: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    imported(FOLDER / name, tmp_path)
+    capsys.readouterr()
+    assert main(["summary", str(tmp_path / "out.intx")]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    found = text.split("not recorded: ")[1:]
+    assert len(found) == len(expected)
+    for sentence, begin in zip(found, expected, strict=True):
+        assert sentence.startswith(begin)
+        assert "; it takes " in sentence
+    assert main(["summary", str(tmp_path / "out.intx"), "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["data"]["missing"]) == len(expected)

@@ -6,7 +6,7 @@ vfio masks the line in vfio_intx_handler and opens it in vfio_pci_intx_unmask_ha
 
 from __future__ import annotations
 
-from intxtrace.events import Kind
+from intxtrace.events import Flag, Kind
 from tests.dsl import UNMASK_NONE
 from tests.golden.test_interrupts import one_device, rows, story, without
 
@@ -230,3 +230,117 @@ def test_the_signal_of_a_handler_may_be_before_the_trace() -> None:
     t.handler(d, signal=False)
     t.lost()
     assert story(t) == [("unknown", "hardware", "lossy")]
+
+
+def test_a_claim_tells_that_the_line_is_masked() -> None:
+    """`raise_masked`, `raise_headless`: what QEMU takes without a signal was missed, not begun before the trace."""
+    t, d = one_device()
+    t.handler(d)
+    t.qemu_takes(d)
+    t.qemu_takes(d)
+    assert [row["outcome"] for row in rows(t)] == ["open", "lossy"]
+
+
+def test_the_host_irq_that_was_announced_stays() -> None:
+    """`on_handler_entry`: the first handler tells it where nothing did before."""
+    for announced in (20, 0):
+        t, d = one_device()
+        t._rows[-1]["arg1"] = announced
+        d.host_irq = 21
+        t.handler(d)
+        d.host_irq = 22
+        t.handler(d, claimed=False)
+        assert rows(t)[0]["host_irq"] == (announced or 21)
+
+
+def test_a_handler_whose_entry_was_not_recorded_is_another_one() -> None:
+    """`on_handler_exit`: it is counted, and claims for itself."""
+    t, d = one_device()
+    t.kernel_interrupt(d)
+    t.emit(Kind.HANDLER_EXIT, device=d.vdev, value=1)
+    result = t.reconstruct()
+    assert result.interrupts["raised_at"].isna().tolist() == [False, True]
+    counters = dict(zip(result.counters["counter"], result.counters["count"], strict=True))
+    assert counters["handler_calls"] == 2
+
+
+def test_what_no_irqfd_took_inside_the_handler_is_left_to_qemu() -> None:
+    """`no_irqfd_took_it`: but not where the kprobes missed the handler, and so irqfd_wakeup inside it."""
+    for flags, path in ((0, "userspace"), (Flag.FALLBACK, "unknown")):
+        t, d = one_device()
+        t.handler(d)
+        t._rows[-1]["flags"] = flags
+        result = t.reconstruct()
+        assert result.interrupts["path"].tolist() == [path]
+        assert result.states["state"].tolist() == [path]
+
+
+def test_what_a_missed_unmask_ended_is_not_acknowledged_by_a_later_eoi() -> None:
+    """`claim`: its own EOI may have been missed too."""
+    t, d = one_device()
+    for _ in range(2):
+        t.handler(d, irqfd="resample")
+        t.inject(d)
+    t.guest_eoi(d)
+    assert [(row["outcome"], row["acknowledged_at"] is None) for row in rows(t)] == [("lossy", True), ("open", False)]
+
+
+def test_after_a_claim_what_was_lost_before_is_no_doubt() -> None:
+    """`claim`: where no probe shows handlers or signals, what QEMU takes is whole."""
+    t, d = one_device(without(Kind.EVENTFD_SIGNAL, Kind.HANDLER_ENTRY))
+    t.enable(d)
+    t.userspace_interrupt(d)
+    t.lost()
+    t.handler(d)
+    t.qemu_takes(d)
+    t.qemu_eoi(d)
+    t.guest_eoi(d, resample=False)
+    t.qemu_takes(d)
+    t.qemu_eoi(d)
+    t.guest_eoi(d, resample=False)
+    assert [row["outcome"] for row in rows(t)] == ["complete"] * 3
+
+
+def test_an_unmask_ends_with_its_proof() -> None:
+    """`on_unmask_exit`: the next in this thread, whose entry no probe shows, has none."""
+    t, d = one_device(without(Kind.UNMASK_ENTRY))
+    t.kernel_interrupt(d)
+    t.handler(d, irqfd="resample")
+    t.inject(d)
+    t.guest_eoi(d)
+    t.resample_unmask(d, proof=False)
+    assert [row["unmasked_at"] is None for row in rows(t)] == [False, True]
+
+
+def test_an_acknowledgement_unmasks_once() -> None:
+    """`on_unmask_exit`: after a loss, another unmask in this thread proves an interrupt, not its path."""
+    t, d = one_device()
+    t.kernel_interrupt(d)
+    t.lost()
+    t.unmask(d, tgid=d.vm.pid, tid=d.vm.vcpu)
+    assert story(t) == [("kernel", "hardware", "complete"), ("unknown", "unknown", "lossy")]
+
+
+def test_an_unmask_that_is_over_opens_nothing_more() -> None:
+    """`on_unmask_exit`, `on_unmask_entry`: a second claim proves another unmask, which was missed."""
+    for before in ("unmask", "return", "loss"):
+        t, d = one_device()
+        t.enable(d)
+        if before == "loss":
+            t.lost()
+        t.unmask(d, tid=7)
+        if before == "return":
+            t.emit(Kind.UNMASK_EXIT, device=d.vdev, tid=7)
+        t.handler(d, irqfd="resample")
+        t.handler(d, irqfd="resample")
+        first = next(row for row in rows(t) if row["origin"] == "hardware")
+        assert (first["outcome"], first["unmasked_at"]) == ("lossy", None)
+
+
+def test_an_unmask_that_opened_a_line_which_nothing_had_masked() -> None:
+    """`unmask`: a mask ioctl had, or nothing; it is counted."""
+    t, d = one_device()
+    t.enable(d)
+    t.unmask(d, tid=7)
+    counters = t.reconstruct().counters
+    assert dict(zip(counters["counter"], counters["count"], strict=True)) == {"noop_unmasks": 1}

@@ -80,6 +80,7 @@ CASES: dict[str, tuple[str, ...]] = {
         "test_failing_in_another_way_is_another_state",
         "test_an_unmask_ioctl_that_returns_without_a_signal_has_made_none",
         "test_of_two_that_race_on_a_line_the_first_was_delivered",
+        "test_of_two_workers_the_one_that_raised_the_line_first_delivered",
     ),
 }
 """The cases of the reference (section 8 of the kernel's path, by number) and of the issue -> their goldens."""
@@ -322,3 +323,28 @@ def test_of_two_that_race_on_a_line_the_first_was_delivered(order: tuple[int, in
         t.resample_unmask(d)
     racing = {row["bdf"]: row["coalesced"] for row in rows(t)[2:]}
     assert [racing[f"0000:0{n + 1}:00.0"] for n in order] == [False, None]
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_of_two_workers_the_one_that_raised_the_line_first_delivered(first: int) -> None:
+    """irqfd_inject may begin before another and call kvm_set_irq after it; here in one nanosecond."""
+    t = Trace(without(Kind.KVM_SET_IRQ_EXIT))
+    vm = t.vm()
+    devices = [t.device(vm, bdf=f"0000:0{n + 1}:00.0") for n in range(2)]
+    for d in devices:
+        t.kernel_interrupt(d)
+        t.handler(d, irqfd="resample")
+    begun, raised = [], []
+    for n, d in enumerate(devices):
+        t.inject(d)
+        row = {"tid": 9000 + n, "ts": t.now}
+        begun.append({**t._rows.pop(-2), **row})
+        raised.append({**t._rows.pop(), **row})
+    t._rows += [*begun, raised[first], raised[1 - first]]
+    for row in t._rows[-4:]:
+        row["ts"] = t.now
+    t.guest_eoi(*devices)
+    t.resample_unmask(devices[0])
+    t.resample_unmask(devices[1])
+    racing = {row["bdf"]: row["coalesced"] for row in rows(t)[2:]}
+    assert [racing[devices[n].bdf] for n in (first, 1 - first)] == [False, True]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import pytest
 
 from intxtrace.events import EPOLLIN, Flag, Kind, parse_address
-from tests.dsl import TRIGGER_EVENTFD, UNMASK_EVENTFD, DeviceHandle, Trace
+from tests.dsl import MASK_NONE, TRIGGER_EVENTFD, TRIGGER_NONE, UNMASK_EVENTFD, DeviceHandle, Trace
 from tests.golden.test_interrupts import one_device, rows, story, without
 from tests.golden.test_joins import bars_are_known
 from tests.golden.test_states import states
@@ -254,3 +254,125 @@ def test_states_of_a_trigger_that_moves() -> None:
     d.trigger += 8
     t.enable(d)
     assert [state for state, _ in states(t)] == ["unknown", "userspace", "kernel", "userspace"]
+
+
+# ---- what the recording says of itself
+
+
+def test_a_handler_that_ran_when_events_were_lost_has_no_known_beginning() -> None:
+    """`lose`: another entry of it may be among them."""
+    t, d = one_device()
+    t.emit(Kind.HANDLER_ENTRY, device=d.vdev)
+    t.lost()
+    t.emit(Kind.HANDLER_EXIT, device=d.vdev, value=1)
+    assert [(row["outcome"], row["raised_at"]) for row in rows(t)] == [("lossy", None)]
+
+
+def test_what_is_settled_learns_nothing_more_after_a_loss() -> None:
+    """`lose`: neither its EOI nor its BAR accesses can be told from those of what was lost."""
+    t, d = one_device()
+    t.handler(d)
+    t.qemu_takes(d)
+    t.bar_access(d)
+    t.qemu_eoi(d)
+    t.lost()
+    t.bar_access(d)
+    t.guest_eoi(d, resample=False)
+    (row,) = rows(t)
+    assert (row["outcome"], row["eoi_at"], row["bar_accesses"], row["reentries"]) == ("complete", None, None, None)
+
+
+def test_bar_accesses_after_a_loss_are_nobodys() -> None:
+    """`lose`: QEMU may have taken another interrupt since."""
+    t, d = one_device()
+    t.handler(d)
+    t.qemu_takes(d)
+    t.bar_access(d)
+    t.lost()
+    t.bar_access(d)
+    assert [(row["outcome"], row["bar_accesses"]) for row in rows(t)] == [("lossy", 1)]
+
+
+def test_a_probe_goes_once() -> None:
+    """`on_probe`: said twice, it still comes back at once."""
+    t, d = one_device()
+    row = next(probe.id for probe in t.tables.probes if probe.kinds == ["UNMASK_EXIT"])
+    for value in (0, 0, 1):
+        t.emit(Kind.PROBE, aux=row, value=value)
+    t.handler(d, irqfd="resample")
+    t.inject(d)
+    t.guest_eoi(d)
+    assert [row["outcome"] for row in rows(t)] == ["open"]
+
+
+@pytest.mark.parametrize(("announced", "host_irq"), [(33, 33), (0, 20)])
+def test_a_device_that_is_announced_again_may_have_another_irq(announced: int, host_irq: int) -> None:
+    """`on_device`: 0 is not known."""
+    t, d = one_device()
+    t.emit(Kind.DEVICE, device=d.vdev, aux=d.id, value=1, arg0=parse_address(d.bdf), arg1=announced)
+    t.handler(d)
+    assert [row["host_irq"] for row in rows(t)] == [host_irq]
+
+
+def test_a_device_whose_vm_went_is_nobodys() -> None:
+    """`vm_went`."""
+    t, d = one_device()
+    t.kernel_interrupt(d)
+    t.emit(Kind.VM, vm=d.vm.kvm, aux=d.vm.id, value=0)
+    t.handler(d, signal=False)
+    assert [(row["vm"], row["vm_pid"], row["gsi"]) for row in rows(t)] == [("vm0", 1000, 21), (None, None, None)]
+
+
+def test_the_process_that_set_it_up_is_the_devices() -> None:
+    """`on_set_irqs_entry`."""
+    t, d = one_device()
+    t.tables.devices[0].vm_pid = None
+    t.enable(d)
+    t.handler(d)
+    assert [(row["vm"], row["vm_pid"]) for row in rows(t)] == [("vm0", 1000)]
+
+
+@pytest.mark.parametrize(("index", "reason"), [(1, "MSI was enabled"), (2, "MSI-X was enabled")])
+def test_msi_cancels_what_is_in_flight(index: int, reason: str) -> None:
+    """`set_irqs`: INTx may still be on (vfio_pci_set_msi_trigger); off already, it is another reason to be."""
+    for on in (True, False):
+        t, d = one_device()
+        t.enable(d)
+        t.handler(d)
+        if not on:
+            t.disable(d)
+        t.set_irqs(d, TRIGGER_EVENTFD, index=index)
+        assert [row["outcome"] for row in rows(t)] == ["cancelled"]
+        assert states(t)[-1] == ("off", reason)
+
+
+def test_intx_that_is_off_leaves_its_eventfd_and_its_gsi() -> None:
+    """`shut_down`."""
+    t, d = one_device()
+    t.kernel_interrupt(d)
+    t.disable(d)
+    t.emit(Kind.EVENTFD_WRITE, link=d.trigger, tid=7)
+    t.handler(d, signal=False)
+    assert [(row["origin"], row["gsi"]) for row in rows(t)] == [("hardware", 21), ("hardware", None)]
+
+
+def test_kvm_irqfd_names_the_trigger() -> None:
+    """`on_kvm_irqfd`: the mask ioctl before it names the device, nothing the eventfd."""
+    t, d = one_device()
+    t.set_irqs(d, MASK_NONE)
+    t._kvm_irqfd(d, 0, 0)
+    t.emit(Kind.EVENTFD_WRITE, link=d.trigger, tid=7)
+    assert [row["origin"] for row in rows(t)] == ["software"]
+
+
+def test_a_loopback_that_no_irqfd_took_is_left_to_qemu() -> None:
+    """`on_set_irqs_exit`: after its return the thread signals nothing by itself."""
+    t, d = one_device()
+    t.enable(d)
+    inside = {"flags": Flag.IN_SET_IRQS, "device": d.vdev, "tgid": d.vm.pid, "tid": d.vm.main}
+    t.set_irqs_entry(d, TRIGGER_NONE)
+    t.emit(Kind.EVENTFD_SIGNAL, link=d.trigger, **inside)
+    t.set_irqs_exit(d, TRIGGER_NONE)
+    assert story(t) == [("userspace", "software", "open")]
+    t.emit(Kind.EVENTFD_SIGNAL, link=d.trigger, **inside)
+    assert [row["origin"] for row in rows(t)] == ["software", "pending"]

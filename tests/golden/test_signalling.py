@@ -6,8 +6,9 @@ vfio_intx_interrupt (QEMU's hw/vfio/pci.c) takes it.
 
 from __future__ import annotations
 
-from intxtrace.events import EPOLLIN, Kind
+from intxtrace.events import EPOLLIN, Flag, Kind
 from tests.golden.test_interrupts import one_device, rows, story, without
+from tests.golden.test_joins import bars_are_known
 
 
 def test_a_signal_outside_of_any_call_has_no_known_origin() -> None:
@@ -16,7 +17,8 @@ def test_a_signal_outside_of_any_call_has_no_known_origin() -> None:
     t.enable(d)
     t.emit(Kind.EVENTFD_SIGNAL, link=d.trigger, tid=7)
     t.qemu_takes(d)
-    assert [(row["path"], row["origin"], row["raised_at"]) for row in rows(t)] == [("userspace", "unknown", None)]
+    assert story(t) == [("userspace", "unknown", "open")]
+    assert rows(t)[0]["raised_at"] is None
 
 
 def test_so_many_writes_that_nobody_took() -> None:
@@ -93,3 +95,48 @@ def test_a_write_that_has_no_probe_is_the_wakeup_outside_of_any_signal() -> None
     t.inject(d)
     t.guest_eoi(d)
     assert [(row["origin"], row["raised_at"]) for row in rows(t)[1:]] == [("software", at)]
+
+
+def test_a_signal_that_only_a_refused_unmask_makes() -> None:
+    """`on_eventfd_signal`: the unmask was missed, so when the line was found asserted is not known."""
+    t, d = one_device()
+    t.handler(d, irqfd="resample")
+    t.inject(d)
+    t.emit(Kind.EVENTFD_SIGNAL, link=d.trigger, device=d.vdev, flags=Flag.IN_SET_IRQS, tid=7)
+    assert [(row["origin"], row["raised_at"] is None) for row in rows(t)] == [("hardware", False), ("resignal", True)]
+
+
+def test_each_call_of_qemu_reads_once() -> None:
+    """`on_eventfd_read`: another read in that thread is no vfio_intx_interrupt."""
+    t, d = one_device()
+    t.userspace_interrupt(d)
+    t.handler(d)
+    at = t.now
+    t.emit(Kind.EVENTFD_READ, link=d.trigger, value=8, tgid=d.vm.pid, tid=d.vm.main)
+    second = rows(t)[1]
+    assert (second["signalled_at"], second["bar_accesses"]) == (at, None)
+
+
+def test_qemu_takes_what_alone_is_signalled() -> None:
+    """`on_qemu_interrupt`, `only_untaken`: where no probe shows reads, that joins the VFIODevice with the vdev."""
+    t, d = one_device(without(Kind.EVENTFD_READ))
+    t.handler(d)
+    t.qemu_takes(d)
+    assert story(t) == [("userspace", "hardware", "open")]
+    assert bars_are_known(t, d)
+
+
+def test_what_qemu_takes_shows_the_state() -> None:
+    """`take`: a log of QEMU alone."""
+    t, d = one_device((Kind.QEMU_INTERRUPT,))
+    t.emit(Kind.QEMU_INTERRUPT, flags=Flag.SYNTHETIC, device=d.id, tid=7)
+    assert t.reconstruct().states["state"].tolist()[-1:] == ["userspace"]
+
+
+def test_bar_accesses_are_over_when_qemu_takes_the_next() -> None:
+    """`take`: what is lost later is not among them."""
+    t, d = one_device()
+    t.userspace_interrupt(d)
+    t.userspace_interrupt(d)
+    t.lost()
+    assert [row["bar_accesses"] for row in rows(t)] == [2, None]

@@ -204,11 +204,14 @@ def test_another_path_is_another_state_even_without_a_set_up_call() -> None:
 
 def test_states_name_their_device_and_vm() -> None:
     """`end_state`."""
-    t, d = one_device()
+    t = Trace()
+    t.device(t.vm())
+    d = t.device(t.vm(), bdf="0000:02:00.0")
     t.enable(d)
     frame = t.reconstruct().states
-    assert set(frame["bdf"]) == {d.bdf}
-    assert set(frame["vm"]) == {"vm0"}
+    frame = frame[frame["device"] == d.id]
+    assert frame["bdf"].tolist() == [d.bdf, d.bdf]
+    assert frame["vm"].tolist() == ["vm1", "vm1"]
 
 
 def test_mapping_bars_is_no_failure() -> None:

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -48,6 +48,11 @@ def recorder_of_this_checkout(*options: str, each: bool) -> Recorder:
     return Recorder(argv, "recording to", each)
 
 
+def watcher_of_this_checkout() -> Recorder:
+    """`intxtrace live` on a terminal (tests.lab.watch)."""
+    return Recorder([sys.executable, "-m", "tests.lab.watch", "{out}"], "watching", each=False)
+
+
 @dataclass(frozen=True)
 class Scenario:
     """Which guests run: names of `guest.GUESTS` or `guest.FAULTS`, in order, repeats allowed."""
@@ -56,7 +61,7 @@ class Scenario:
     pings: int = 10
     interval: float = 0.2
     recorder: Recorder | None = None
-    beside: Recorder | None = None  # another one at the same time, around all guests, in the folder `beside`
+    beside: dict[str, Recorder] = field(default_factory=dict)  # others meanwhile, around all guests, by their folders
     options: list[str] = field(default_factory=list)  # further QEMU arguments for every guest
     qemu: str = "7.2"  # of packages.QEMUS: what the guests run in
     survey: bool = False  # see guest.run_guest
@@ -119,11 +124,14 @@ def play(out: Path) -> None:
     """L1: run the guests that `out`/scenario.json names."""
     described = json.loads((out / "scenario.json").read_text())
     command = described.pop("command")
-    recorders = {name: Recorder(**described[name]) if described[name] else None for name in ("recorder", "beside")}
-    scenario = Scenario(**{**described, **recorders})
+    recorder = Recorder(**described.pop("recorder")) if described["recorder"] else described.pop("recorder")
+    beside = {name: Recorder(**fields) for name, fields in described.pop("beside").items()}
+    scenario = Scenario(**described, recorder=recorder, beside=beside)
     around_all = scenario.recorder if scenario.recorder and not scenario.recorder.each else None
     around_each = scenario.recorder if scenario.recorder and scenario.recorder.each else None
-    with _recording_by(around_all, out / "recording"), _recording_by(scenario.beside, out / "beside"):
+    with ExitStack() as stack:
+        for name, one in {"recording": around_all, **scenario.beside}.items():
+            stack.enter_context(_recording_by(one, out / name))
         for guest, name in zip(scenario.guests, _names(scenario), strict=True):
             with _recording_by(around_each, out / name / "recording"):
                 truth = run_guest(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,13 @@ import intxtrace
 from intxtrace.events import STREAM_KINDS
 from tests.lab.compare import compare, show
 from tests.lab.guest import PATHS
-from tests.lab.scenario import Scenario, ScenarioResult, recorder_of_this_checkout, run_scenario
+from tests.lab.scenario import (
+    Scenario,
+    ScenarioResult,
+    recorder_of_this_checkout,
+    run_scenario,
+    watcher_of_this_checkout,
+)
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(1500)]
 
@@ -25,7 +33,10 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> ScenarioResult:
     scenario = Scenario(
         GUESTS,
         recorder=recorder_of_this_checkout(each=False),
-        beside=recorder_of_this_checkout("--vm", CHOSEN, "--bar", "all", each=False),
+        beside={
+            "chosen": recorder_of_this_checkout("--vm", CHOSEN, "--bar", "all", each=False),
+            "live": watcher_of_this_checkout(),
+        },
     )
     return run_scenario(scenario, tmp_path_factory.mktemp("lab"), "6.1", timeout=1200)
 
@@ -72,7 +83,7 @@ def test_the_states_tell_the_path(lab: ScenarioResult) -> None:
 def test_a_recorder_of_one_vm_sees_that_vm_alone_and_all_of_it(
     lab: ScenarioResult, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    trace = intxtrace.open_trace(lab.folders[0].parent / "beside" / "trace.intx")
+    trace = intxtrace.open_trace(lab.folders[0].parent / "chosen" / "trace.intx")
     (truth,) = (truth for truth in lab.truths if truth.vm == CHOSEN)
     rows = compare(trace.path, truth)
     with capsys.disabled():
@@ -85,3 +96,18 @@ def test_a_recorder_of_one_vm_sees_that_vm_alone_and_all_of_it(
     of_the_probes = of_the_probes[~of_the_probes["tgid"].isin(failed_boots)]
     outside = of_the_probes[~of_the_probes["ts"].between(truth.begun_at, truth.ended_at)]
     assert outside["kind_name"].tolist() == []
+
+
+def test_live_showed_what_it_saved_and_what_record_saw(lab: ScenarioResult) -> None:
+    folder = lab.folders[0].parent / "live"
+    shown = json.loads((folder / "shown.json").read_text())["data"]
+    saved = intxtrace.open_trace(folder / "live.intx").interrupts
+    recorded = intxtrace.open_trace(recording_of(lab)).interrupts
+    assert shown["lost"] == 0
+    assert shown["interrupts"] == len(saved) == len(recorded)
+    told: Counter[tuple[str, str, str, str]] = Counter()
+    for device in shown["devices"]:
+        for row in device["total"]["rows"]:
+            told[device["vm"], row["path"], row["origin"], row["outcome"]] += row["count"]
+    for frame in (saved, recorded):
+        assert told == Counter(zip(frame["vm"], frame["path"], frame["origin"], frame["outcome"], strict=True))

@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from ddsketch import DDSketch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from intxtrace.analysis import Analysis, Options, Summary, analyse
 from intxtrace.analysis.bins import TIME_STEPS, SparseCounts, time_step
 from intxtrace.analysis.bursts import BurstFinder
-from intxtrace.analysis.histogram import Histogram
+from intxtrace.analysis.histogram import ACCURACY, Histogram
 from intxtrace.analysis.results import MEASURES, Distribution, Interrupt, PathLatency
 from intxtrace.frames import COUNTERS, INTERRUPTS, OUTCOMES, PATHS, empty
 from intxtrace.trace.tables import Device, Probe, Tables, Vm
@@ -75,6 +76,19 @@ def test_histogram_is_within_one_percent_and_merges(values: list[int], cut: int)
     assert first.distribution() == whole.distribution()
     assert first.log_bins(10) == whole.log_bins(10)
     assert sum(whole.log_bins(20).counts) == len(values)
+
+
+@given(st.lists(st.integers(0, 10**13), min_size=1, max_size=300))
+def test_percentiles_are_those_of_the_ddsketch_library(values: list[int]) -> None:
+    histogram, sketch = Histogram(), DDSketch(ACCURACY)
+    histogram.add(np.array(values, np.int64))
+    for value in values:
+        sketch.add(value)
+    found = histogram.distribution()
+    for name in ("p50", "p90", "p99", "p99_9"):
+        expected = sketch.get_quantile_value(QUANTILES[name])
+        assert expected is not None
+        assert getattr(found, name) == min(max(round(expected), min(values)), max(values))
 
 
 def test_histogram_knows_p99_99_from_ten_thousand_samples_on() -> None:

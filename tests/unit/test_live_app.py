@@ -293,6 +293,7 @@ def test_saving(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         await screen.until(lambda: len(screen.rows()) == 2)
         await screen.press("s")
         assert screen.app.screen.query_one(Input).value.startswith("intxtrace-20")
+        await screen.until(lambda: "trace file to save what was seen to; Escape leaves" in screen.said())
         screen.app.screen.query_one(Input).value = "seen.intx"
         await screen.press("enter")
         await screen.until(lambda: f"saved {len(events):,} events to seen.intx" in screen.said())

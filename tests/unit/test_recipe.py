@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import fnmatch
 import itertools
+import json
 import os
 import re
 import shutil
+import signal
 import stat
 import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,9 +23,12 @@ from intxtrace.__main__ import main
 from intxtrace.capture.catalogue import CATALOGUE, QEMU_CATALOGUE
 from intxtrace.capture.qemu_functions import find_functions
 from intxtrace.cli.recipe import KINDS
+from intxtrace.events import Kind
 from intxtrace.importers.ftrace_dialect import SOURCES
-from intxtrace.recipes.probes import KERNEL, MEASURED, QEMU_EVENTS, TRACEPOINTS, qemu_probes
-from intxtrace.recipes.scripts import RECIPES, Host, Qemu
+from intxtrace.importers.opening import open_recording
+from intxtrace.importers.qemu_events import EVENTS
+from intxtrace.recipes.probes import KERNEL, MEASURED, QEMU_EVENTS, TRACEPOINTS, Arg, qemu_probes
+from intxtrace.recipes.scripts import LOGGED, RECIPES, TRACEPOINT_FIELDS, Host, Qemu
 from tests.kernel_texts import texts
 
 INSTALLED = Path("/usr/bin/qemu-system-x86_64")
@@ -60,7 +68,7 @@ def test_every_probe_is_one_of_the_catalogue_and_every_event_one_that_the_import
     probed = {probe.event for probe in KERNEL}
     of_kernel = {name for name in read if name not in TRACEPOINTS and not name.startswith("qemu_")}
     assert of_kernel - {"kvm_inj_virq"} == probed  # a tracepoint that only helps, and changed its text
-    assert {name for name in read if name.startswith("qemu_")} in (set(), set(QEMU_EVENTS))
+    assert {name for name in read if name.startswith("qemu_")} == set(QEMU_EVENTS)
 
 
 def test_definitions_are_those_that_kernels_took() -> None:
@@ -212,10 +220,14 @@ class FakeHost:
         path.write_text(f"#!/bin/bash\n{text}\n")
         path.chmod(0o755)
 
-    def run(self, text: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    def write(self, text: str) -> Path:
         text = text.replace("/sys/kernel/tracing", str(self.tracefs)).replace("/proc/kallsyms", str(self.kallsyms))
         path = self.root / "record.sh"
         path.write_text(text)
+        return path
+
+    def run(self, text: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        path = self.write(text)
         environment = {**os.environ, "PATH": f"{self.bin}:{os.environ['PATH']}"}
         return subprocess.run(
             ["bash", str(path), *arguments], cwd=self.root, env=environment, capture_output=True, text=True, timeout=60
@@ -316,6 +328,39 @@ def test_tools_get_every_event_with_its_filter(kind: str, host: FakeHost, spaced
     assert made.keys() == removed
 
 
+@pytest.mark.parametrize("group", [False, True])
+def test_a_tool_gets_one_sigint(group: bool, host: FakeHost) -> None:
+    """Whether Ctrl-C goes to all in the terminal or somebody stops the script alone."""
+    tool = f"""
+import pathlib, signal, sys, time
+if sys.argv[1] == "record":
+    hits = []
+    signal.signal(signal.SIGINT, lambda *_: hits.append(1))
+    pathlib.Path("{host.root}/runs").touch()
+    while not hits:
+        time.sleep(0.02)
+    time.sleep(0.3)
+    pathlib.Path("{host.root}/out.data").write_text("x")
+    pathlib.Path("{host.root}/hits").write_text(str(len(hits)))
+"""
+    (host.bin / "tool.py").write_text(tool)
+    host.command("perf", f'exec "{sys.executable}" "{host.bin}/tool.py" "$@"')
+    host.write(RECIPES["perf"](made_elsewhere()))
+    environment = {**os.environ, "PATH": f"{host.bin}:{os.environ['PATH']}"}
+    with subprocess.Popen(
+        ["bash", "record.sh", "out"], cwd=host.root, env=environment, stderr=subprocess.PIPE, start_new_session=True
+    ) as script:
+        while not (host.root / "runs").exists() and script.poll() is None:
+            time.sleep(0.02)
+        (os.killpg if group else os.kill)(script.pid, signal.SIGINT)
+        assert script.stderr is not None
+        said = script.stderr.read().decode()
+        assert script.wait(30) == 0, said
+    assert (host.root / "hits").read_text() == "1"
+    made, removed = host.defined("kprobe_events")
+    assert made.keys() == removed
+
+
 def test_bpftrace_gets_one_program(host: FakeHost, spaced: Path) -> None:
     host.command("bpftrace", f'printf "%s\\0" "$@" > {host.root}/called; echo x > out')
     done = host.run(RECIPES["bpftrace"](made_elsewhere(spaced)), "out", "7")
@@ -399,3 +444,91 @@ def test_wrong_input(arguments: list[str], says: str, capsys: pytest.CaptureFixt
     assert shown.err.startswith("intxtrace: ")
     assert says in shown.err
     assert shown.err.count("\n") == 1
+
+
+# --- what is recorded imports
+
+
+Args = dict[str, tuple[str, int | str]]
+
+
+def hits() -> list[tuple[str, Args]]:
+    """One hit of each event that a recipe makes, with its arguments: type, value."""
+
+    def of(args: tuple[Arg, ...]) -> Args:
+        return {arg.name: (arg.kind, 1) for arg in args}
+
+    found = [(probe.event, of(probe.args)) for probe in KERNEL if probe.hook.target != "eventfd_signal"]
+    for probe in qemu_probes(find_functions(INSTALLED))[0]:
+        name: Args = {"name": ("string", "0000:01:00.0")} if probe.name_path else {}
+        found.append((probe.event, {**name, **of(probe.args)}))
+    return found
+
+
+def as_text(kind: str, event: str, args: Args, at: int) -> str:
+    """A line as the recipe's tool prints it."""
+    if kind == "bpftrace":
+        head = {"comm": "CPU 0/KVM", "ts": 10**9 * (at + 1), "cpu": 0, "pid": 100, "tid": 101, "event": event}
+        line = json.dumps({**head, **{name: value for name, (_, value) in args.items()}})
+        return json.dumps({"type": "printf", "data": line + "\n"})
+    shown = {"string": '"{}"', "x64": "0x{:x}", "x32": "0x{:x}"}
+    text = " ".join(f"{name}={shown.get(form, '{}').format(value)}" for name, (form, value) in args.items())
+    place = "(0x55e8751363b0)" if event.startswith("qemu") else "(function+0x0/0x40 [module])"
+    if kind == "tracefs":
+        return f"       CPU 0/KVM-101     (    100) [000] .....     {at + 1}.000000: {event}: {place} {text}"
+    if kind == "perf":
+        return f"       CPU 0/KVM   100/101   [000]     {at + 1}.000000000:       intx:{event}: {place} {text}"
+    return f"       CPU 0/KVM-101   [000]     {at + 1}.000000000: {event}:           {place} {text}"
+
+
+@pytest.mark.parametrize("kind", ["tracefs", "perf", "trace-cmd", "bpftrace"])
+def test_every_event_is_read_with_all_its_arguments(kind: str, tmp_path: Path) -> None:
+    wanted = hits()
+    assert len(wanted) == len(KERNEL) - 1 + len(QEMU_NAMES)
+    lines = [as_text(kind, event, args, at) for at, (event, args) in enumerate(wanted)]
+    head = {"tracefs": ["# tracer: nop", "#"], "trace-cmd": ["cpus=1"]}.get(kind, [])
+    path = tmp_path / "recorded"
+    path.write_text("\n".join([*head, *lines]) + "\n")
+    with path.open("rb") as stream:
+        recording = open_recording(stream, str(path), ["intxtrace", "import"], {})
+        events = [int(number) for batch in recording for number in batch["kind"]]
+    assert recording.unreadable == {}
+    assert {Kind.QEMU_INTERRUPT, Kind.QEMU_EOI, Kind.QEMU_REGION_READ, Kind.QEMU_MMAPS} <= set(events)
+    assert {Kind.HANDLER_ENTRY, Kind.IRQFD_WAKEUP, Kind.KVM_SET_IRQ, Kind.RESAMPLER_ACK, Kind.UNMASK_ENTRY} <= set(
+        events
+    )
+    assert [device.bdf for device in recording.tables.devices if device.bdf] == ["0000:01:00.0"]
+
+
+def test_tracepoints_are_read_as_bpftrace_prints_them(tmp_path: Path) -> None:
+    lines = []
+    for at, (name, (_, words)) in enumerate(TRACEPOINT_FIELDS.items()):
+        args: Args = {word: ("", "vfio-intx(0000:01:00.0)" if '"' in form else 1) for word, (form, _) in words.items()}
+        lines.append(as_text("bpftrace", name.partition(":")[2], args, at))
+    assert {name.partition(":")[2] for name in TRACEPOINT_FIELDS} <= TRACEPOINTS.keys()
+    path = tmp_path / "recorded"
+    path.write_text("\n".join(lines) + "\n")
+    with path.open("rb") as stream:
+        recording = open_recording(stream, str(path), ["intxtrace", "import"], {})
+        kinds = {int(number) for batch in recording for number in batch["kind"]}
+    assert recording.unreadable == {}
+    assert {Kind.HANDLER_ENTRY, Kind.HANDLER_EXIT, Kind.KVM_EOI, Kind.KVM_SET_IRQ, Kind.KVM_ACK} <= kinds
+    assert [device.bdf for device in recording.tables.devices] == ["0000:01:00.0"]
+
+
+@pytest.mark.parametrize("missing", ["kvm", "wait", "key"])
+def test_an_argument_that_a_recipe_forgot_would_be_noticed(missing: str, tmp_path: Path) -> None:
+    ((event, args),) = [hit for hit in hits() if hit[0] == "irqfd_wakeup"]
+    del args[missing]
+    path = tmp_path / "recorded"
+    lines = [as_text("tracefs", *hit, at) for at, hit in enumerate(hits()[:3])]
+    path.write_text("\n".join(["# tracer: nop", *lines, as_text("tracefs", event, args, 9)]) + "\n")
+    with path.open("rb") as stream:
+        recording = open_recording(stream, str(path), ["intxtrace", "import"], {})
+        for _ in recording:
+            pass
+    assert recording.unreadable == {"irqfd_wakeup": 1}
+
+
+def test_qemu_logs_what_the_importer_reads() -> None:
+    assert all(any(fnmatch.fnmatchcase(event, pattern) for pattern in LOGGED) for event in EVENTS)
