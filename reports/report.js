@@ -140,8 +140,8 @@
         (name) => STAGES.find(([key]) => key === name)[1]);
       parts.setAttribute("aria-hidden", "true");
       return element("tr", { id: "interrupt-" + id }, head(element("a", { href: "#interrupt-" + id }, id)),
-        element("td", null, swatch(path), path), cell(origin), cell(duration(at)), cell(duration(masked)),
-        element("td", { class: "wide" }, parts), ...known.map((value) => cell(duration(value))), cell(proof || UNKNOWN));
+        cell(duration(masked)), element("td", { class: "wide" }, parts), element("td", { class: "word" }, swatch(path), path),
+        element("td", { class: "word" }, origin), cell(duration(at)), ...known.map((value) => cell(duration(value))), cell(proof || UNKNOWN));
     }),
   };
 

@@ -159,8 +159,8 @@ class Analysis:
                 for p in self._tables.probes
             ),
             devices=tuple(devices),
-            findings=self._findings(tuple(devices), recording.end_at),
             missing=missing(self._metadata, recorded, devices),
+            findings=self._findings(tuple(devices), recording.end_at),
             axis=axis,
         )
 

@@ -457,9 +457,9 @@ class Summary:
     probes: tuple[ProbeState, ...]
     devices: tuple[DeviceSummary, ...]
     """Most interrupts first."""
-    findings: tuple[Finding, ...] = ()
-    """What is wrong, worst first; none if nothing is."""
     missing: tuple[Missing, ...] = ()
     """Recordings of other tools: what they cannot tell."""
+    findings: tuple[Finding, ...] = ()
+    """What is wrong, worst first; none if nothing is."""
     axis: TimeAxis | None = field(default=None, metadata={"json": False})
     """Null without a clock or without an interrupt."""

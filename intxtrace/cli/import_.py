@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO
 import typer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
+
+    import numpy as np
+    import numpy.typing as npt
 
     from intxtrace.importers.opening import Recording
 
@@ -46,7 +49,7 @@ def import_(
     Which probes there were, and which kernel it was, is found there too. Markers are not read.
     """
     from intxtrace import files
-    from intxtrace.cli.output import note
+    from intxtrace.cli.output import note, progress
     from intxtrace.errors import IntxtraceError
     from intxtrace.importers.opening import open_recording
 
@@ -69,7 +72,10 @@ def import_(
             stream: BinaryIO = sys.stdin.buffer if standard_input else recording.open("rb")
             with stream:
                 opened = open_recording(stream, str(recording), ["intxtrace", *sys.argv[1:]], kinds)
-                events, size = _write(opened, output, force)
+                pieces: Iterable[npt.NDArray[np.void]] = opened
+                if not standard_input and recording.is_file():  # what is not a file has no place and no size
+                    pieces = progress(opened, stream.tell, recording.stat().st_size)
+                events, size = _write(opened, pieces, output, force)
     except OSError as error:
         raise IntxtraceError(files.sentence(error, recording)) from None
     if quiet:
@@ -119,14 +125,14 @@ def _merge(recordings: list[Path], output: Path, force: bool, kinds: dict[str, s
 
         openers = [opener(path) for path in recordings]
         merged = Merged([str(path) for path in recordings], openers, ["intxtrace", *sys.argv[1:]])
-        return merged, *_write(merged, output, force)
+        return merged, *_write(merged, merged, output, force)
 
 
-def _write(recording: Recording, output: Path, force: bool) -> tuple[int, int]:
+def _write(recording: Recording, pieces: Iterable[npt.NDArray[np.void]], output: Path, force: bool) -> tuple[int, int]:
     """Write the trace file; return its events and bytes. A file that could not be finished is whole up to there."""
     from intxtrace.trace.writer import TraceWriter
 
     with TraceWriter(output, recording.metadata, force) as writer:
-        for events in recording:
+        for events in pieces:
             writer.write(events, recording.tables)
         return writer.events, writer.size

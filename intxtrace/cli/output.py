@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
@@ -38,13 +38,18 @@ def note_compile(trace: Trace) -> None:
 
 def watched(trace: Trace, items: Iterable[T]) -> Iterator[T]:
     """Show on a terminal how much of the trace was read, once that takes more than a second."""
+    return progress(items, lambda: trace.position, trace.size)
+
+
+def progress(items: Iterable[T], position: Callable[[], int], size: int) -> Iterator[T]:
+    """Show on a terminal how many bytes of how many were read, once that takes more than a second."""
     begin, bar, task = time.monotonic(), None, None
     try:
         for item in items:
             if bar is None and time.monotonic() - begin > 1 and sys.stderr.isatty():
-                bar, task = _bar(trace)
+                bar, task = _bar(size)
             if bar is not None:
-                bar.update(task, completed=trace.position)
+                bar.update(task, completed=position(), refresh=True)
             yield item
     finally:
         if bar is not None:
@@ -62,7 +67,7 @@ def summarised(trace: Trace, filters: Filters, options: Options | None = None) -
     return analysis.finish(*filters.clip(trace.first_at, trace.last_at))
 
 
-def _bar(trace: Trace) -> tuple[Any, Any]:
+def _bar(size: int) -> tuple[Any, Any]:
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
 
@@ -75,4 +80,4 @@ def _bar(trace: Trace) -> tuple[Any, Any]:
         auto_refresh=False,
     )
     bar.start()
-    return bar, bar.add_task("", total=trace.size)
+    return bar, bar.add_task("", total=size)

@@ -291,7 +291,15 @@ SOURCES = (
     ),
     # QEMU's functions, as uprobes whose `name` is the VFIODevice's: its PCI address.
     Source("qemu_interrupt", Kind.QEMU_INTERRUPT, Call.ENDS, _QEMU, target="vfio_intx_interrupt"),
-    Source("qemu_eoi", Kind.QEMU_EOI, Call.ENDS, _QEMU, target="vfio_intx_eoi"),
+    # vfio_intx_eoi runs at every trapped BAR access; `pending` (where it is recorded) 0: it was no EOI.
+    Source(
+        "qemu_eoi",
+        Kind.QEMU_EOI,
+        Call.ENDS,
+        (*_QEMU, *_named(w0="pending")),
+        optional=("w0",),
+        target="vfio_intx_eoi",
+    ),
     Source("qemu_region_read", Kind.QEMU_REGION_READ, Call.ENDS, _REGION, optional=("aux",), target="vfio_region_read"),
     Source(
         "qemu_region_write",
@@ -430,6 +438,8 @@ def columns_of(rows: npt.NDArray[np.int64], fields: npt.NDArray[np.int64]) -> Co
     c["carried"] = np.zeros(len(ids), np.bool_)
     plain = ((rows[R_SEEN] >> FIELDS.index("resampler")) & 1 != 0) & (c.pop("resampler") == 0)
     _finish(c, plain)
+    told = (rows[R_SEEN] >> FIELDS.index("w0")) & 1 != 0
+    c["kind"][(ids == ID["qemu_eoi"]) & told & (c["w0"] == 0)] = 0
     return c
 
 

@@ -9,7 +9,8 @@ Runs as it is or compiled, see `scan`. The columns are those of
 - `perf script`: `COMM PID[/TID] [CPU] SECONDS: GROUP:EVENT: TEXT`.
 
 Where the text has no FLAGS, a CPU is in a hard interrupt from irq_handler_entry to irq_handler_exit, or from the
-handler to its return, as nothing but another hard interrupt comes between on that CPU.
+handler to its return, as nothing but another hard interrupt comes between on that CPU. (irq_handler_exit may not
+have been recorded.)
 """
 
 from __future__ import annotations
@@ -67,6 +68,8 @@ AS_NUMBER, AS_HEX, AS_WORD, AS_KNOWN_WORD, AS_CONSTANT, AS_VFIO_NAME, AS_NAME, A
 N_HASH, N_ID, N_FIRST, N_LAST, N_REQUIRED, N_HARD = 0, 1, 2, 3, 4, 5
 ENTERS, LEAVES, CALLS, RETURNS = 1, 2, 3, 4
 """N_HARD: irq_handler_entry, irq_handler_exit, the handler, its return."""
+RETURNED = 5
+"""Of P_BY: the handler has returned, so that only another one, or irq_handler_exit, is in the hard interrupt still."""
 
 # Columns of `cpus`: the hard interrupt that a CPU without FLAGS is in.
 P_TID, P_BY = 0, 1
@@ -284,11 +287,16 @@ def hardness(cpus: Any, cpu: int, tid: int, third: int, role: int, threaded: boo
     if cpus[P_TID, cpu] != tid:
         cpus[P_BY, cpu] = 0
     by = cpus[P_BY, cpu]
-    if role == ENTERS or (role == CALLS and by == 0 and not threaded):
-        by = role
+    if role == ENTERS or (role == CALLS and not threaded and by != ENTERS):
+        by = ENTERS if by == RETURNED else role
         cpus[P_BY, cpu] = by
         cpus[P_TID, cpu] = tid
-    elif (role == LEAVES and by == ENTERS) or (role == RETURNS and by == CALLS):
+    elif role == RETURNS and by == ENTERS:
+        cpus[P_BY, cpu] = RETURNED
+    elif role in (LEAVES, RETURNS):
+        cpus[P_BY, cpu] = 0
+    elif by == RETURNED:
+        by = 0
         cpus[P_BY, cpu] = 0
     return HARD if by != 0 else 0
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import intxtrace
 from intxtrace.capture.qemu_functions import QemuBinary
-from intxtrace.recipes.probes import ALWAYS, FILTERS, GROUP, KERNEL, Arg, KernelProbe, Members, qemu_probes
+from intxtrace.recipes.probes import ALWAYS, FILTERS, GROUP, KERNEL, MEASURED, Arg, KernelProbe, Members, qemu_probes
 from intxtrace.units import printable
 
 
@@ -48,7 +48,8 @@ class Host:
     qemus: tuple[Qemu, ...]
     members: Members
     kernel: str | None
-    """Release of the kernel whose type information gave `members`; None: they are `probes.MEASURED`."""
+    """Release of the kernel whose type information gave `members`; None: they are `probes.MEASURED`. On other kernels
+    a script takes what was measured."""
 
 
 def _head(kind: str, host: Host, needs: str, made: str) -> list[str]:
@@ -69,16 +70,12 @@ def _head(kind: str, host: Host, needs: str, made: str) -> list[str]:
 
 
 def _kernel_check(host: Host) -> list[str]:
-    if host.kernel is not None:
-        return [
-            "# Structure offsets: from this kernel's type information.",
-            f'[ "$(uname -r)" = {shlex.quote(host.kernel)} ] ||',
-            f"  die {shlex.quote(f'this was made for Linux {host.kernel}; make it again on this host')}",
-        ]
+    known = "" if host.kernel is None else f"{shlex.quote(host.kernel)} | "
     return [
-        "# Structure offsets: as measured on 4.15 to 6.18; those of Linux 7.0 are others, and no symbol tells.",
+        *([] if host.kernel is None else ["# Structure offsets of this kernel: from its own type information."]),
+        "# Those of others: as measured on 4.15 to 6.18; those of Linux 7.0 are others, and no symbol tells.",
         "case $(uname -r) in",
-        "  [0-6].*) ;;",
+        f"  {known}[0-6].*) ;;",
         '  *) die "made without this kernel\'s type information; make it on this host" ;;',
         "esac",
     ]
@@ -164,7 +161,7 @@ def _definitions(host: Host, *, exits: bool) -> list[str]:
         '    lacking+=("QEMU: $2")',
         "  fi",
         "} 2> /dev/null",
-        *_kernel_lines(host.members, _as_kprobe),
+        *_kernel_block(host, _as_kprobe),
     ]
     always = [*ALWAYS, *(["irq:irq_handler_exit"] if exits else [])]
     lines += [f"tracepoint {name.replace(':', '/')}" for name in always]
@@ -191,6 +188,16 @@ def _about(qemu: Qemu, missing: dict[str, str]) -> list[str]:
     build = printable(qemu.binary.build_id or "none")
     lines = [f"# QEMU {printable(qemu.binary.version or 'of unknown version')}, build-id {build}"]
     return lines + [f"# not recorded: {event}: {printable(reason)}" for event, reason in missing.items()]
+
+
+def _kernel_block(host: Host, one: Callable[[KernelProbe, Members], str]) -> list[str]:
+    """The kernel's probes, with the structure offsets of the kernel that the script finds."""
+    measured = list(_kernel_lines(MEASURED, one))
+    own = list(_kernel_lines(host.members, one))
+    if host.kernel is None or own == measured:
+        return measured
+    condition = f'if [ "$(uname -r)" = {shlex.quote(host.kernel)} ]; then'
+    return [condition, *(f"  {line}" for line in own), "else", *(f"  {line}" for line in measured), "fi"]
 
 
 def _kernel_lines(members: Members, one: Callable[[KernelProbe, Members], str]) -> Iterable[str]:
@@ -385,7 +392,7 @@ def bpftrace(host: Host) -> str:
             f" tracepoints[$1]={shlex.quote(f'tracepoint:{name} {predicate}{{ {text} }}')} ;;"
         )
     lines += ["  esac", "}"]
-    lines += list(_kernel_lines(host.members, _as_bpftrace))
+    lines += _kernel_block(host, _as_bpftrace)
     # bpftrace's text has no flags: a CPU is in a hard interrupt until irq_handler_exit.
     lines += [f"tracepoint {name.replace(':', '/')}" for name in (*ALWAYS, "irq:irq_handler_exit")]
     lines.append("for text in \"${tracepoints[@]}\"; do program+=$text$'\\n'; done")

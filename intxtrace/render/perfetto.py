@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -110,9 +111,9 @@ class ChromeTrace:
 
     def _ts(self, ns: int) -> str:
         """Write an instant in µs, exact."""
-        ns -= self._zero
-        sign, ns = ("-", -ns) if ns < 0 else ("", ns)
-        return f"{sign}{ns // 1000}.{ns % 1000:03}"
+        since = ns - self._zero
+        us, rest = divmod(abs(since), 1000)
+        return f"{us}.{rest:03}" if since >= 0 else f"-{us}.{rest:03}"
 
     def _process(self, device: int, bdf: str | None, vm: str | None) -> _Process:
         if device not in self._processes:
@@ -176,11 +177,15 @@ class ChromeTrace:
             self.left_out += 1
             return
         where = f'"pid":{pid},"tid":{lane.tid}'
-        args = {"outcome": outcome, "vm": None if vm is None else printable(vm)}
-        args |= {key: n[key] for key in ("id", "parent_id", "host_irq", "gsi", "bar_accesses", "reentries")}
-        args["coalesced"] = NULL if n["coalesced"] == NULL else bool(n["coalesced"])
-        text = json.dumps({key: value for key, value in args.items() if value is not None and value != NULL})
-        lines.append(f'{{"ph":"B",{where},"ts":{self._ts(begin)},"cat":"{path}","name":"{origin}","args":{text}}}')
+        args = f'"id":{n["id"]},"outcome":"{outcome}"'
+        for key in ("parent_id", "host_irq", "gsi", "bar_accesses", "reentries"):
+            if n[key] != NULL:
+                args += f',"{key}":{n[key]}'
+        if n["coalesced"] != NULL:
+            args += ',"coalesced":true' if n["coalesced"] else ',"coalesced":false'
+        if vm is not None:
+            args += f',"vm":{_quoted(vm)}'
+        lines.append(f'{{"ph":"B",{where},"ts":{self._ts(begin)},"cat":"{path}","name":"{origin}","args":{{{args}}}}}')
         guest = self._guest(device, pid, at, n["eoi_at"])
         flow = f'"id":{n["id"]},"cat":"interrupt","name":"to the EOI"'
         if guest is not None:
@@ -246,6 +251,12 @@ class ChromeTrace:
     def _counter(self, pid: int, name: str, window: int, count: int) -> str:
         at = self._ts(window * _SECOND)
         return f'{{"ph":"C","pid":{pid},"ts":{at},"name":"{name} a second","args":{{"value":{count}}}}}'
+
+
+@lru_cache(maxsize=1024)
+def _quoted(name: str) -> str:
+    """Make a JSON string of a name."""
+    return json.dumps(printable(name))
 
 
 def _metadata(name: str, pid: int, tid: int, args: dict[str, str]) -> str:

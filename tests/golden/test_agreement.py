@@ -208,7 +208,7 @@ def check_page(data: dict[str, Any], page: Page) -> None:
             [r["path"], r["origin"], r["outcome"], units.count(r["count"]), units.share(r["count"], total)]
             for r in counts["rows"]
         ]
-        assert [[row[0], row[4], *row[6:10]] for row in page.rows.get((index, "slowest"), [])] == [
+        assert [[row[0], row[1], *row[6:10]] for row in page.rows.get((index, "slowest"), [])] == [
             [str(row["id"]), *(units.duration(row[measure]) for measure in MEASURES)] for row in device["slowest"]
         ]
         whole = latency[-1]["masked_ns"]

@@ -176,6 +176,7 @@ def test_known_work_needs_no_known_thread() -> None:
         t.point_ack(d)
         t.point_refused(d, thread=thread)
     assert [row["origin"] for row in t.rows()] == ["hardware", "resignal"] * 2
+    assert all(row["raised_at"] for row in t.rows())
 
 
 def test_a_thread_that_ended_something_else_since_has_ended_nothing_of_ours() -> None:

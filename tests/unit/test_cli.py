@@ -403,20 +403,22 @@ class Terminal(io.StringIO):
 @pytest.mark.parametrize("terminal", [True, False])
 @pytest.mark.parametrize("slow", [True, False])
 def test_progress_shows_on_a_terminal_after_a_second(
-    trace: Path, stand_in: None, monkeypatch: pytest.MonkeyPatch, terminal: bool, slow: bool
+    monkeypatch: pytest.MonkeyPatch, terminal: bool, slow: bool
 ) -> None:
     screen = Terminal() if terminal else io.StringIO()
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr(sys, "stderr", screen)
     clock = itertools.count(step=2 if slow else 0)
     monkeypatch.setattr(output, "time", types.SimpleNamespace(monotonic=lambda: next(clock)))
-    opened = intxtrace.open_trace(trace)
-    for _ in output.watched(opened, opened.iter_results()):
-        shown = screen.getvalue()
-        assert bool(shown) == (terminal and slow)
-    if shown:
-        assert "bytes" in shown or "kB" in shown
-        assert screen.getvalue().endswith("\x1b[2K")  # the line is wiped
+    positions = iter((7, 107, 607))
+    for _ in output.progress("abc", lambda: next(positions), 1_000):
+        assert ("/1.0 kB" in screen.getvalue()) == (terminal and slow)
+    shown = screen.getvalue()
+    if terminal and slow:
+        assert shown.index("0.0/1.0 kB") < shown.index("0.1/1.0 kB") < shown.index("0.6/1.0 kB")
+        assert shown.endswith("\x1b[2K")  # the line is wiped
+    else:
+        assert shown == ""
 
 
 def test_version() -> None:

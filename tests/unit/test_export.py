@@ -244,6 +244,17 @@ def test_perfetto_says_that_a_flood_is_over() -> None:
     assert {event["args"]["name"] for event in phases["M"]} == {"no device"}
 
 
+def test_perfetto_writes_exact_instants_before_and_after_its_zero() -> None:
+    chrome = ChromeTrace(lambda _: None, 5_000)
+    assert [chrome._ts(ns) for ns in (5_000, 5_001, 1_005_000 + 5_000, 4_999, 3_999)] == [
+        "0.000",
+        "0.001",
+        "1005.000",
+        "-0.001",
+        "-1.001",
+    ]
+
+
 def test_perfetto_gives_overlapping_interrupts_tracks_of_their_own() -> None:
     parts: list[bytes] = []
     chrome = ChromeTrace(parts.append, 0)

@@ -231,3 +231,28 @@ def test_odd_values_of_json(value: object) -> None:
     for key in good:
         odd = json.dumps({**good, key: value}).encode()
         assert set(kinds(json.dumps(good).encode() + b"\n" + odd + b"\n")) == {Kind.UNMASK_ENTRY}
+
+
+def test_an_eoi_with_nothing_pending_is_none() -> None:
+    line = b'  CPU 0/KVM-141     [000] .....     6.366471: qemu_eoi: (0x55e875141450) name="0000:00:05.0"%b\n'
+    assert kinds(line % b" pending=0" + line % b" pending=1" + line % b"") == [Kind.QEMU_EOI] * 2
+
+
+def test_without_irq_handler_exit_the_handlers_return_ends_the_hard_interrupt() -> None:
+    """What `intxtrace recipe perf` records has no irq_handler_exit, and perf prints no flags."""
+    head = b"       CPU 0/KVM   141 [001]     6.36647%d: intx:"
+    vdev = b"vdev=0xff110000063e1000"
+    lines = (
+        b"set_irqs: (f) " + vdev + b" flags=0x11 index=0 start=0 count=1",
+        b"irq_handler_entry: irq=20 name=vfio-intx(0000:00:10.0)",
+        b"handler: (f) irq=20 dev=0xff110000063e1000",
+        b"handler_ret: (f <- g) ret=0",
+        b"handler: (f) irq=20 dev=0xff110000063e2000",
+        b"handler_ret: (f <- g) ret=1",
+        b"unmask: (f) " + vdev,
+    )
+    _, events = read(b"".join(head % place + line + b"\n" for place, line in enumerate(lines)))
+    (unmask,) = events[events["kind"] == Kind.UNMASK_ENTRY]
+    assert unmask["flags"] == Flag.IN_SET_IRQS
+    exits = events[events["kind"] == Kind.HANDLER_EXIT]
+    assert exits["device"].tolist() == [VDEV, VDEV + 0x1000]
