@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/
 OUT := out
 
-.PHONY: help setup packages test lint demo lab lab-matrix bench fuzz mutate clean
+.PHONY: help setup packages test lint demo lab lab-matrix lab-findings bench fuzz mutate clean
 
 help:
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -47,6 +47,10 @@ lab-matrix: setup packages ## all guests on every kernel and QEMU of the lab
 	for kernel in 6.1 6.12; do for qemu in 7.2 10.0; do \
 	  $(RUN)python -m tests.lab truth --kernel $$kernel --qemu $$qemu --out $(OUT)/lab-matrix/$$kernel-$$qemu || exit 1; \
 	done; done
+
+lab-findings: setup packages ## guests with one thing wrong each: is it named, and nothing else; is what devices says so
+	@rm -rf $(OUT)/lab-findings
+	$(RUN)python -m tests.lab findings --out $(OUT)/lab-findings
 
 bench: setup packages ## benchmarks: each prints its figure beside a peer's from the same run
 	$(RUN)python -m tests.benchmarks

@@ -255,7 +255,9 @@
     }, more);
   }
 
-  const nothing = (text) => [{ text, showarrow: false, xref: "paper", yref: "paper", x: 0.5, y: 0.5 }];
+  const nothing = (text) => [[], layout({
+    annotations: [{ text, showarrow: false, xref: "paper", yref: "paper", x: 0.5, y: 0.5 }], xaxis: { visible: false }, yaxis: { visible: false },
+  })];
 
   function distribution(device, seen, choice) {
     const measure = MEASURES.indexOf(choice);
@@ -295,10 +297,9 @@
         hovertemplate: "%{text}<extra>" + path + "</extra>",
       });
     }
-    const drawn = traces.length > 0;
+    if (!traces.length) return nothing("no interrupt has this stage");
     return [traces, layout({
-      annotations: drawn ? [] : nothing("no interrupt has this stage"),
-      xaxis: logAxis(drawn ? low : 3, drawn ? high : 6, { title: { text: "latency" }, anchor: "y2" }),
+      xaxis: logAxis(low, high, { title: { text: "latency" }, anchor: "y2" }),
       yaxis: axis({ title: { text: "% of the path" }, rangemode: "tozero", domain: [0.47, 1] }),
       yaxis2: axis({
         domain: [0, 0.42], range: [0, top + 0.35], tickvals: PERCENTILES.map(([, q]) => -Math.log10(1 - q)), ticktext: PERCENTILES.map(([, , word]) => word),
@@ -323,8 +324,9 @@
       textposition: "inside", insidetextanchor: "middle", textangle: 0,
       hovertemplate: "%{y}: %{text}<extra>" + word + "</extra>",
     })).filter((trace) => trace.x.some((value) => value));
+    if (!traces.length) return nothing("no masked time is known");
     return [traces, layout({
-      barmode: "stack", bargap: 0.3, uniformtext: { mode: "hide", minsize: 9 }, annotations: traces.length ? [] : nothing("no masked time is known"),
+      barmode: "stack", bargap: 0.3, uniformtext: { mode: "hide", minsize: 9 },
       xaxis: axis({ title: { text: inShares ? "% of the mean masked time" : choice + " masked time, " + unit }, rangemode: "tozero" }),
       yaxis: axis({ gridcolor: "rgba(0,0,0,0)" }),
     })];
@@ -440,12 +442,13 @@
     return done;
   }
 
-  // One figure after the other, those in sight first, so that the page answers in between.
+  // One figure after the other, those in sight first; the page answers a dozen times a second in between.
   async function drawAll() {
     plots.forEach((plot) => pending.add(plot));
     if (drawing) return;
     drawing = true;
     delete root.dataset.drawn;
+    let answered = performance.now();
     while (true) {
       const shown = Array.from(pending).filter((plot) => plot.offsetParent !== null);
       if (!shown.length) break;
@@ -456,7 +459,9 @@
       const next = shown.reduce((best, plot) => away(plot) < away(best) ? plot : best);
       pending.delete(next);
       await draw(next);
+      if (performance.now() - answered < 80) continue;
       await new Promise((resolve) => setTimeout(resolve));
+      answered = performance.now();
     }
     drawing = false;
     root.dataset.drawn = String(plots.filter((plot) => plot.dataset.drawn).length);

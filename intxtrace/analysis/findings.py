@@ -28,6 +28,8 @@ SEVERITIES = ("problem", "warning", "note")
 
 STUCK_NS = 1_000_000_000
 """A line that stays masked for so long, to the end, is never unmasked."""
+SETTLED_NS, SETTLED_SHARE = 1_000_000_000, 0.1
+"""A device that had so long to settle, and was on a path for less of that time, was only passing through."""
 FALLEN_BACK_NS = 1_000_000_000
 """A bypass that failed counts if it was missed for so long: QEMU tries again when the guest changes its routing."""
 RESIGNAL_SHARE = 0.10
@@ -63,9 +65,14 @@ class Subject:
         return self.options.device(self.summary.bdf or "")
 
     def mostly(self, path: str) -> bool:
-        """Whether it took this path with at least half of its interrupts."""
-        counts = self.summary.counts
-        return counts.total > 0 and 2 * counts.path[path] >= counts.total
+        """Whether at least half of its interrupts took this path, and it was set up so for some of the time.
+
+        The interrupts before QEMU sets the bypass up take the userspace path; a quiet device may have no others.
+        """
+        counts, times = self.summary.counts, self.summary.states.time_ns
+        lived = sum(times.get(state, 0) for state in ("kernel", "hybrid", "userspace"))
+        often = counts.total > 0 and 2 * counts.path[path] >= counts.total
+        return often and (lived < SETTLED_NS or times.get(path, 0) >= SETTLED_SHARE * lived)
 
     def stuck(self) -> tuple[Unended, int] | None:
         """The interrupt that masked the line for longest, to the end, and for how long; None if there is none.
@@ -178,7 +185,8 @@ def _slow_path(s: Subject) -> Iterator[Finding]:
             took,
             *attempts,
         )
-    else:
+    elif s.summary.floods.handler_calls is not None or s.summary.floods.noop_unmasks is not None:
+        # QEMU's log alone does not show the interrupts that KVM delivers.
         yield s.finding(
             "no-bypass",
             "warning",

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 DETAILED = 12
 LISTED = 200
+FINDINGS_LISTED = 40
 DATA_LIMIT = 600_000
 WINDOWS = 8
 """Of time, of which a run can be selected: `Options.windows` of a summary that a page is made of."""
@@ -71,6 +72,8 @@ def write_report(found: Summary) -> str:
         edges=[edge - found.axis.windows[0] for edge in found.axis.windows] if found.axis else [],
         singles=_singles,
         percent=_percent,
+        findings_listed=FINDINGS_LISTED,
+        linked=_linked(detailed),
     )
 
 
@@ -171,6 +174,13 @@ def _shares(device: DeviceSummary) -> list[tuple[str, int, float]]:
     """Paths with their counts and widths in percent, for the bar of path shares."""
     total = device.counts.total
     return [(path, number, _percent(number, total)) for path, number in device.counts.path.items() if number]
+
+
+def _linked(devices: tuple[DeviceSummary, ...]) -> set[int]:
+    """Ids of the interrupts that the page lists, for the whole recording or for a window of it."""
+    whole = {row.id for device in devices for row in device.slowest}
+    windows = (window for device in devices for window in device.windows)
+    return whole.union(row.id for window in windows for row in window.slowest[:SLOWEST_OF_A_SPAN])
 
 
 def _percent(part: int, whole: int) -> float:

@@ -39,7 +39,11 @@ WIDE = 110
 def print_summary(found: Summary, console: Console) -> None:
     """Print the answer in a screen: verdict, latency by path and stage, floods and data quality."""
     recording = found.recording
-    parts = [recording.hostname, f"Linux {recording.kernel}", wall_clock(recording.started_at)]
+    parts = [recording.hostname or "unknown host"]
+    if recording.kernel:
+        parts.append(f"Linux {recording.kernel}")
+    if recording.started_at is not None:
+        parts.append(wall_clock(recording.started_at))
     if recording.duration_ns is not None:
         parts.append(duration(recording.duration_ns))
     console.print(Text(" · ".join(printable(part, 80) for part in parts), style="dim"))

@@ -86,6 +86,16 @@ def test_nothing_is_wrong_while_the_guest_boots() -> None:
     assert names(t) == []
 
 
+def test_a_quiet_device_whose_only_interrupt_came_before_the_bypass() -> None:
+    t, _, d = guest()
+    t.enable(d)
+    t.userspace_interrupt(d)
+    t.enable_kvm(d)
+    t.wait(S)
+    t.bar_access(d)
+    assert names(t) == []
+
+
 # ---- which path
 
 
@@ -115,6 +125,13 @@ def test_the_option_of_another_device_is_not_to_blame() -> None:
     t.enable(d)
     t.userspace_interrupt(d)
     assert only(t, "no-bypass").severity == "warning"
+
+
+def test_qemus_log_alone_does_not_show_what_kvm_delivers() -> None:
+    t = Trace(probes=(Kind.QEMU_INTERRUPT, Kind.QEMU_EOI))
+    d = t.device(t.vm())
+    t.userspace_interrupt(d)
+    assert names(t) == []
 
 
 @pytest.mark.parametrize("attempt", [True, False])

@@ -84,6 +84,7 @@ COMMAND = 0x4  # offset of a card's command register,
 DISINTX = 0x400  # and its bit
 # A guest's workload lies between L1's reads of these two bytes of the card; they mean nothing to it.
 BEGIN_MARK, END_MARK = 0xF0, 0xF4
+MARK_READS = 3
 CARD_LOG = Path(SHARE) / "cards.log"
 EDU = "0x1234:0x11e8"
 
@@ -230,10 +231,14 @@ def find_devices(identity: str) -> list[str]:
 
 
 def mark(bdf: str, offset: int) -> None:
-    """Leave a line in L0's log of the cards: read a byte of the configuration space."""
+    """Leave a mark in L0's log of the cards: one byte of the configuration space, read MARK_READS times in a row.
+
+    Whoever reads the whole space (lspci, `intxtrace devices`) reads each byte once.
+    """
     with (Path("/sys/bus/pci/devices") / bdf / "config").open("rb", buffering=0) as config:
-        config.seek(offset)
-        config.read(1)
+        for _ in range(MARK_READS):
+            config.seek(offset)
+            config.read(1)
 
 
 def read_card_log(text: str, bdf: str) -> tuple[int, int] | None:
@@ -245,11 +250,14 @@ def read_card_log(text: str, bdf: str) -> tuple[int, int] | None:
     lines = re.findall(rf"\bpci_cfg_(read|write) .*\b{address} @0x([0-9a-f]+) (?:<-|->) 0x([0-9a-f]+)", text)
     disabled = masked = unmasked = 0
     found = None
+    last, times = "", 0
     for kind, offset, value in lines:
+        times = times + 1 if offset == last else 1
+        last = offset
         if kind == "read":
-            if int(offset, 16) == BEGIN_MARK:
+            if times == MARK_READS and int(offset, 16) == BEGIN_MARK:
                 masked = unmasked = 0
-            elif int(offset, 16) == END_MARK:
+            elif times == MARK_READS and int(offset, 16) == END_MARK:
                 found = masked, unmasked
         elif int(offset, 16) == COMMAND:
             before, disabled = disabled, int(value, 16) & DISINTX

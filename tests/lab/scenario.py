@@ -20,6 +20,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from intxtrace.reconstruct.compile import prepare
 from tests.lab.guest import FAULTS, GUESTS, Truth, run_guest
 from tests.lab.host import SHARE, EmulatorError, HostResult, run_host
 from tests.lab.packages import REPOSITORY, LabError, qemu_command
@@ -49,7 +50,8 @@ def recorder_of_this_checkout(*options: str, each: bool) -> Recorder:
 
 
 def watcher_of_this_checkout() -> Recorder:
-    """`intxtrace live` on a terminal (tests.lab.watch)."""
+    """`intxtrace live` on a terminal (tests.lab.watch); here compiling its reconstructor takes no minutes."""
+    prepare()
     return Recorder([sys.executable, "-m", "tests.lab.watch", "{out}"], "watching", each=False)
 
 

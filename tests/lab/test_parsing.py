@@ -47,10 +47,13 @@ def test_qemu_log_of_one_card_counts_its_lines_alone() -> None:
     assert (events["vfio_intx_interrupt"], events["vfio_intx_eoi"], events["kvm_resample_fd_notify"]) == (2, 1, 0)
 
 
-# An interrupt before the marks, two between them, the second not unmasked; another card's; an unmask after them.
+# An interrupt before the marks, two between them, the second not unmasked; another card's; a read of all bytes that
+# touches both marks; an unmask after them.
 CARD_LOG = """\
 pci_cfg_write e1000 00:06.0 @0x4 <- 0x507
 pci_cfg_write e1000 00:06.0 @0x4 <- 0x107
+pci_cfg_read e1000 00:06.0 @0xf0 -> 0x0
+pci_cfg_read e1000 00:06.0 @0xf0 -> 0x0
 pci_cfg_read e1000 00:06.0 @0xf0 -> 0x0
 pci_cfg_read e1000 00:06.0 @0x4 -> 0x80107
 pci_cfg_write e1000 00:06.0 @0x4 <- 0x507
@@ -59,6 +62,9 @@ pci_cfg_write e1000 00:06.0 @0x4 <- 0x503
 pci_cfg_write e1000 00:0a.0 @0x4 <- 0x507
 pci_cfg_write e1000 00:06.0 @0x4 <- 0x107
 pci_cfg_write e1000 00:06.0 @0x4 <- 0x507
+pci_cfg_read e1000 00:06.0 @0xf0 -> 0x0
+pci_cfg_read e1000 00:06.0 @0xf4 -> 0x0
+pci_cfg_read e1000 00:06.0 @0xf4 -> 0x0
 pci_cfg_read e1000 00:06.0 @0xf4 -> 0x0
 pci_cfg_write e1000 00:06.0 @0x4 <- 0x107
 """

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from intxtrace.analysis import Options, Summary, analyse, interrupt_rows
 from intxtrace.analysis.inventory import Info
-from intxtrace.analysis.results import Evidence, Finding
+from intxtrace.analysis.results import Evidence, Finding, Missing
 from intxtrace.render import html
 from intxtrace.render.html import write_report
 from intxtrace.render.json import interrupts as interrupts_json
@@ -89,6 +89,21 @@ def test_findings_say_what_shows_them_and_what_to_do() -> None:
     assert "interrupts: 12 of 40, from 1.000 s to 2.500 s (ids 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, …)" in text
     assert text.endswith("do: start it with kernel-irqchip=on")
     assert max(len(line) for line in printed(screen).splitlines()) <= 80
+
+
+def test_findings_stand_on_the_page(hostile: Summary) -> None:
+    assert ">Findings<" not in write_report(replace(hostile, findings=()))
+    listed = hostile.devices[0].slowest[0].id
+    evidence = replace(FINDING.evidence[0], interrupts=(listed, 987_654))
+    one = replace(FINDING, vm=HOSTILE, advice="<b>", evidence=(evidence,))
+    page = write_report(replace(hostile, findings=(one,) * 60))
+    assert page.count("warning: split-irqchip") == html.FINDINGS_LISTED
+    assert f'<li class="verdict note" data-device="0" data-vm="0"><span class="level">{FINDING.severity}' in page
+    assert "12 of 40, from " in page
+    assert f'<a href="#interrupt-{listed}">{listed}</a>, 987654, …' in page
+    assert "&lt;b&gt;" in page
+    assert HOSTILE not in page
+    assert "20 further findings" in page
 
 
 def test_findings_stand_in_text_and_json(found: Summary) -> None:
@@ -283,6 +298,14 @@ def test_page_of_very_many_devices_is_bounded_and_says_so() -> None:
     assert page.count("<tr data-device=") == html.LISTED
     assert f"{html.LISTED - detailed} devices with the fewest interrupts have no section" in page
     assert f"{250 - html.LISTED} further devices with fewer interrupts" in page
+
+
+def test_page_says_what_an_import_cannot_tell(found: Summary) -> None:
+    page = write_report(replace(found, missing=(Missing("how it ended <here>", "a probe & another"),)))
+    assert "how it ended &lt;here&gt;" in page
+    assert "a probe &amp; another" in page
+    assert "1 thing that an import cannot tell" in page
+    assert "cannot tell" not in write_report(found)
 
 
 def test_page_of_an_empty_trace() -> None:

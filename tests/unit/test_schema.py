@@ -11,13 +11,10 @@ import jsonschema
 import pytest
 import typer
 
-import intxtrace
 from intxtrace.__main__ import main
-from intxtrace.analysis.live import LiveModel
 from intxtrace.cli import app
 from intxtrace.render import json as render_json
 from intxtrace.render.schema import SHAPES, schema
-from intxtrace.trace.tables import Tables
 from tests.unit.traces import some_events, write_trace
 
 TRACES = sorted((Path(__file__).parents[1] / "traces").glob("*.intx"))
@@ -44,8 +41,8 @@ def strict(value: Any) -> Any:
     return [strict(item) for item in value] if isinstance(value, list) else value
 
 
-OF_A_TRACE = [name for name in SHAPES if name not in ("doctor", "live")]
-"""These two take no trace."""
+OF_A_TRACE = [name for name in SHAPES if name != "doctor"]
+"""doctor takes no trace."""
 
 
 def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:
@@ -70,16 +67,6 @@ def test_a_shape_is_json_schema(name: str, capsys: pytest.CaptureFixture[str]) -
 @pytest.mark.parametrize("name", ["devices", "doctor"])
 def test_what_is_printed_of_this_host_has_the_shape(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     jsonschema.Draft202012Validator(strict(schema(name))).validate(printed(capsys, name, "--json"))
-
-
-@pytest.mark.parametrize("path", [None, *TRACES], ids=lambda path: path.stem if path else "nothing")
-def test_a_live_view_has_the_shape(path: Path | None) -> None:
-    trace = None if path is None else intxtrace.open_trace(path)
-    model = LiveModel(Tables() if trace is None else trace.tables)
-    for events in () if trace is None else trace.iter_events():
-        model.feed(events)
-    document = json.loads(render_json.document("live", model.view()))
-    jsonschema.Draft202012Validator(strict(schema("live"))).validate(document)
 
 
 @pytest.mark.parametrize("name", OF_A_TRACE)
