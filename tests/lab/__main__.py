@@ -85,7 +85,7 @@ def findings(arguments: argparse.Namespace) -> int:
             raise LabError(f"{found.name} has no recording.")
         trace = recording / "trace.intx"
         summary = summarise(trace)
-        rows = [*named(guest, summary, found), *surveyed(folder, found, trace, summary)]
+        rows = [*named(guest, summary, found), *surveyed(guest, folder, found, trace, summary)]
         print("\n" + show(f"{found.name} on Linux {found.kernel}, {found.qemu_version}", rows))
         for finding in summary.findings:
             print(f"  {finding.severity}: {finding.name} · {finding.bdf}: {finding.title}")
