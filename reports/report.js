@@ -442,7 +442,7 @@
     return done;
   }
 
-  // One figure after the other, those in sight first; the page answers a dozen times a second in between.
+  // One figure after the other, those in sight first; the page answers four times a second in between.
   async function drawAll() {
     plots.forEach((plot) => pending.add(plot));
     if (drawing) return;
@@ -459,7 +459,7 @@
       const next = shown.reduce((best, plot) => away(plot) < away(best) ? plot : best);
       pending.delete(next);
       await draw(next);
-      if (performance.now() - answered < 80) continue;
+      if (performance.now() - answered < 250) continue;
       await new Promise((resolve) => setTimeout(resolve));
       answered = performance.now();
     }
