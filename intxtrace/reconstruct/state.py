@@ -463,7 +463,11 @@ def rows_of(state: State, table: str, count: int) -> np.ndarray[Any, Any]:
 
 
 def _rows(table: str, rows: list[Any]) -> np.ndarray[Any, Any]:
-    return np.array([tuple(getattr(row, name) for name in FIELDS[table]) for row in rows], DTYPES[table])
+    values = [tuple(getattr(row, name) for name in FIELDS[table]) for row in rows]
+    try:
+        return np.array(values, DTYPES[table])
+    except OverflowError:  # counts of a damaged trace: they wrap, as they do in the compiled shape
+        return np.array([tuple((n + (1 << 63)) % (1 << 64) - (1 << 63) for n in row) for row in values], DTYPES[table])
 
 
 Columns = dict[str, np.ndarray[Any, Any]]

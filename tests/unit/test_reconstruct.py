@@ -17,9 +17,10 @@ from intxtrace import frames, open_trace
 from intxtrace.errors import IntxtraceError
 from intxtrace.events import RECORD, Kind
 from intxtrace.reconstruct import Reconstructor, Result, compile, state
+from intxtrace.trace.tables import Tables
 from tests.dsl import DeviceHandle, Trace, reconstruct
 from tests.generate import generate
-from tests.unit.traces import write_trace
+from tests.unit.traces import some_events, write_trace
 
 FEW = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
@@ -306,3 +307,13 @@ def test_row_ids_that_no_table_can_have(tmp_path: Path) -> None:
     events["vm"], events["device"] = 5, 6
     trace = open_trace(write_trace(tmp_path / "a.intx", events))
     assert len(trace.interrupts) == 0
+
+
+@pytest.mark.parametrize("seed", [4, 8, 9])
+def test_events_of_any_value_give_the_same_rows_interpreted_and_compiled(seed: int) -> None:
+    """Counts that no field holds wrap in both."""
+    events = some_events(300, seed=seed)
+    plain, fast = (Reconstructor(Tables(), compile_from=at) for at in (1 << 40, 0))
+    for mine, theirs in zip((plain.feed(events), plain.finish()), (fast.feed(events), fast.finish()), strict=True):
+        for one, other in zip(mine, theirs, strict=True):
+            pd.testing.assert_frame_equal(one, other)
