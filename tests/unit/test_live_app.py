@@ -175,23 +175,24 @@ def test_sorting() -> None:
     async def steps(screen: Screen) -> None:
         await screen.until(lambda: screen.devices() == ["02:00.0", "01:00.0"])
         await screen.press("r")
-        assert screen.devices() == ["01:00.0", "02:00.0"]
-        assert "int/s▲" in screen.lines()[1]
+        await screen.until(lambda: screen.devices() == ["01:00.0", "02:00.0"])
+        await screen.until(lambda: "int/s▲" in screen.lines()[1])
         await screen.press("less_than_sign")  # path, upwards
-        assert "path▲" in screen.lines()[1]
-        assert screen.devices() == ["01:00.0", "02:00.0"]
+        await screen.until(lambda: "path▲" in screen.lines()[1])
+        await screen.until(lambda: screen.devices() == ["01:00.0", "02:00.0"])
         await screen.press("r")
-        assert screen.devices() == ["02:00.0", "01:00.0"]
+        await screen.until(lambda: screen.devices() == ["02:00.0", "01:00.0"])
         await screen.press("greater_than_sign", "greater_than_sign")
-        assert "p50▼" in screen.lines()[1]
-        assert screen.devices() == ["01:00.0", "02:00.0"]  # the quiet one takes longer in `Trace`
+        await screen.until(lambda: "p50▼" in screen.lines()[1])
+        # the quiet one takes longer in `Trace`
+        await screen.until(lambda: screen.devices() == ["01:00.0", "02:00.0"])
         await screen.pilot.click(DataTable, offset=(2, 0))
         await screen.pilot.pause()
-        assert "device▲" in screen.lines()[1]
-        assert screen.devices() == ["01:00.0", "02:00.0"]
+        await screen.until(lambda: "device▲" in screen.lines()[1])
+        await screen.until(lambda: screen.devices() == ["01:00.0", "02:00.0"])
         await screen.pilot.click(DataTable, offset=(2, 0))
         await screen.pilot.pause()
-        assert screen.devices() == ["02:00.0", "01:00.0"]
+        await screen.until(lambda: screen.devices() == ["02:00.0", "01:00.0"])
 
     drive(steps, trace.tables, events)
 
@@ -202,16 +203,16 @@ def test_filtering() -> None:
     async def steps(screen: Screen) -> None:
         await screen.until(lambda: len(screen.devices()) == 2)
         await screen.press("slash", *"USER q", "enter")  # q is a letter here
-        assert screen.devices() == []
-        assert "no device has all of these words: USER q; / changes them" in screen.text()
+        await screen.until(lambda: screen.devices() == [])
+        await screen.until(lambda: "no device has all of these words: USER q; / changes them" in screen.text())
         await screen.press("slash", *"USER", "enter")
-        assert screen.devices() == ["02:00.0"]
-        assert "/USER" in screen.head()
+        await screen.until(lambda: screen.devices() == ["02:00.0"])
+        await screen.until(lambda: "/USER" in screen.head())
         await screen.press("slash", *"x", "escape")
-        assert screen.devices() == ["02:00.0"]
-        assert not screen.app.screen.query_one(Input).display
+        await screen.until(lambda: screen.devices() == ["02:00.0"])
+        await screen.until(lambda: not screen.app.screen.query_one(Input).display)
         await screen.press("slash", "backspace", "enter")
-        assert len(screen.devices()) == 2
+        await screen.until(lambda: len(screen.devices()) == 2)
 
     drive(steps, trace.tables, events)
 
@@ -222,21 +223,21 @@ def test_a_device_looked_at_closely() -> None:
     async def steps(screen: Screen) -> None:
         await screen.until(lambda: len(screen.devices()) == 2)
         await screen.press("down", "enter")
-        assert isinstance(screen.app.screen, Close)
+        await screen.until(lambda: isinstance(screen.app.screen, Close))
         text = screen.text()
         assert f"0000:01:00.0 · host IRQ 20 · GSI 21 · process 1100 · VM {HOSTILE}"[:78] in text
         assert "10 interrupts: 100 % kernel" in text
         assert "masked time of the window (10 interrupts)" in text
         assert "█" in text
         assert "last 10 interrupts, latest first" in text
-        assert all(len(line) <= 80 for line in screen.lines())
+        await screen.until(lambda: all(len(line) <= 80 for line in screen.lines()))
         assert "Filter" not in text
         await screen.press("slash", "s")  # keys of the table
-        assert not screen.app.screen_stack[0].query_one(Input).display
+        await screen.until(lambda: not screen.app.screen_stack[0].query_one(Input).display)
         await screen.press("escape")
-        assert not isinstance(screen.app.screen, Close)
+        await screen.until(lambda: not isinstance(screen.app.screen, Close))
         await screen.press("up", "enter")
-        assert f"process 1000 · VM {MARKUP}" in screen.text()
+        await screen.until(lambda: f"process 1000 · VM {MARKUP}" in screen.text())
 
     drive(steps, trace.tables, events)
 
@@ -249,9 +250,9 @@ def test_the_cursor_stays_on_its_device() -> None:
         await screen.until(lambda: len(screen.devices()) == 2)
         await screen.press("down")
         await screen.press("r")
-        assert screen.devices() == ["01:00.0", "02:00.0"]
+        await screen.until(lambda: screen.devices() == ["01:00.0", "02:00.0"])
         await screen.press("enter")
-        assert "0000:01:00.0 · host IRQ" in screen.text()
+        await screen.until(lambda: "0000:01:00.0 · host IRQ" in screen.text())
         before = screen.text()
         screen.script.push(events[half:])
         await screen.until(lambda: screen.text() != before)  # it is drawn anew while it is looked at
@@ -266,20 +267,20 @@ def test_a_held_picture_stays_and_nothing_is_lost_meanwhile() -> None:
     async def steps(screen: Screen) -> None:
         await screen.until(lambda: len(screen.rows()) == 2)
         await screen.press("p")
-        assert "PAUSED" in screen.head()
+        await screen.until(lambda: "PAUSED" in screen.head())
         before = screen.rows()
         screen.script.push(events[half:])
         await screen.until(lambda: screen.app._latest.interrupts == 109)  # type: ignore[union-attr]
         assert screen.rows() == before
         await screen.press("enter")
-        assert "last 20 interrupts" in screen.text()
-        assert screen.head().startswith("PAUSED")
+        await screen.until(lambda: "last 20 interrupts" in screen.text())
+        await screen.until(lambda: screen.head().startswith("PAUSED"))
         held = screen.text()
         await screen.pilot.pause(0.1)
         assert screen.text() == held
         await screen.press("escape", "p")
         await screen.until(lambda: "109 interrupts" in screen.head())
-        assert "PAUSED" not in screen.head()
+        await screen.until(lambda: "PAUSED" not in screen.head())
 
     drive(steps, trace.tables, events[:half])
 
@@ -292,7 +293,7 @@ def test_saving(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def steps(screen: Screen) -> None:
         await screen.until(lambda: len(screen.rows()) == 2)
         await screen.press("s")
-        assert screen.app.screen.query_one(Input).value.startswith("intxtrace-20")
+        await screen.until(lambda: screen.app.screen.query_one(Input).value.startswith("intxtrace-20"))
         await screen.until(lambda: "trace file to save what was seen to; Escape leaves" in screen.said())
         screen.app.screen.query_one(Input).value = "seen.intx"
         await screen.press("enter")
@@ -317,20 +318,20 @@ def test_the_window_becomes_small_and_large() -> None:
 
     async def steps(screen: Screen) -> None:
         await screen.until(lambda: len(screen.rows()) == 2)
-        assert HOSTILE in screen.rows()[1]
-        assert all(len(line) <= 140 for line in screen.lines())
+        await screen.until(lambda: HOSTILE in screen.rows()[1])
+        await screen.until(lambda: all(len(line) <= 140 for line in screen.lines()))
         await screen.pilot.resize_terminal(80, 24)
         await screen.pilot.pause()
-        assert len(screen.lines()) == 24
-        assert all(len(line) <= 80 for line in screen.lines())
-        assert screen.lines()[2].rstrip().endswith("µs") or "RE" in screen.lines()[2]
+        await screen.until(lambda: len(screen.lines()) == 24)
+        await screen.until(lambda: all(len(line) <= 80 for line in screen.lines()))
+        await screen.until(lambda: screen.lines()[2].rstrip().endswith("µs") or "RE" in screen.lines()[2])
         await screen.press("enter")
-        assert all(len(line) <= 80 for line in screen.lines())
+        await screen.until(lambda: all(len(line) <= 80 for line in screen.lines()))
         for size in ((20, 5), (1, 1), (200, 60)):
             await screen.pilot.resize_terminal(*size)
             await screen.pilot.pause()
         await screen.press("escape")
-        assert HOSTILE in screen.rows()[1]
+        await screen.until(lambda: HOSTILE in screen.rows()[1])
 
     drive(steps, trace.tables, events, size=(140, 40))
 
@@ -338,12 +339,12 @@ def test_the_window_becomes_small_and_large() -> None:
 def test_help_explains_the_columns() -> None:
     async def steps(screen: Screen) -> None:
         await screen.press("question_mark")
-        assert isinstance(screen.app.screen, Help)
+        await screen.until(lambda: isinstance(screen.app.screen, Help))
         text = screen.text()
         for word in ("masked time: from raised to unmasked", "R resignals", "quit (Ctrl-C too)", "hold the picture"):
             assert word in text
         await screen.press("escape")
-        assert not isinstance(screen.app.screen, Help)
+        await screen.until(lambda: not isinstance(screen.app.screen, Help))
 
     drive(steps, Tables())
 
