@@ -24,6 +24,8 @@ from intxtrace.events import RECORD
 from tests.native.getppid import Getppid
 
 RING_BYTES = 16 << 20
+PACE = 1.5e6
+"""Events a second of the first run, above the rate that must be taken without loss; the others are at full rate."""
 
 
 class EventCallback:
@@ -72,16 +74,21 @@ class Run:
     in_order: bool
 
 
-def measure(open_source: Callable[[Any], Source], seconds: float) -> Run:
-    """Drain a full-rate producer for so long, then let it stop, drain the rest and count."""
+def measure(open_source: Callable[[Any], Source], seconds: float, rate: float | None = None) -> Run:
+    """Drain a producer of so many events a second, or at full rate, for so long, then let it stop, and count."""
     with Getppid(RING_BYTES) as probe:
         drain = Drain(open_source(probe.bpf))
         delivered = last = 0
         in_order = True
         before = resource.getrusage(resource.RUSAGE_SELF)
         begun = time.monotonic()
-        probe.start()
+        asked = 0
+        if rate is None:
+            probe.start()
         while True:
+            if rate is not None and (due := int(rate * (time.monotonic() - begun))) > asked:
+                probe.start(due - asked)
+                asked = due
             events = drain.take()
             if len(events):
                 delivered += len(events)
@@ -114,8 +121,9 @@ def main() -> int:
     }
     prefer()
     costs = {}
-    for name, open_source in readers.items():
-        run = measure(open_source, seconds)
+    runs = [("mapped ring", PACE), *((name, None) for name in readers)]
+    for name, rate in runs:
+        run = measure(readers[name], seconds, rate)
         costs[name] = run.cpu / max(run.delivered, 1) * 1e6
         print(
             f"{name:14}: {run.delivered / run.seconds / 1e6:5.2f} M events/s for {run.seconds:.1f} s, "
