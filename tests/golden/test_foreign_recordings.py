@@ -10,7 +10,6 @@ from __future__ import annotations
 import gzip
 import json
 import re
-import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -132,7 +131,6 @@ def test_bpftraces_text(tmp_path: Path) -> None:
         assert (events["kind_name"] == kind).sum() == len(re.findall(rf"comm=.* {event} ", text)) > 0, event
 
 
-@pytest.mark.skipif(shutil.which("perf") is None, reason="perf is not installed")
 def test_perf_data(tmp_path: Path) -> None:
     path = tmp_path / "perf.data"
     path.write_bytes(gzip.decompress((FOLDER / "refire.perf.data.gz").read_bytes()))

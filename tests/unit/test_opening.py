@@ -76,7 +76,6 @@ def test_a_program_that_is_not_installed(
         read(magic + b"\0" * 100)
 
 
-@pytest.mark.skipif(shutil.which("perf") is None, reason="perf is not installed")
 def test_a_program_that_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "perf.data"
     path.write_bytes(b"PERFILE2" + b"\0" * 100)
