@@ -13,6 +13,8 @@ SECONDS = 10.0
 """Of processor time that one input may take: a thousand times what any does."""
 MEMORY = 64 << 20
 """Bytes that reading one input may add to what is resident: those of a few kB need a few MB."""
+PROGRAMS = 512 << 20
+"""Bytes that were resident at most of any program that it started."""
 ADDRESSES = 4 << 30
 """Bytes that it may add to the address space: what asks for more gets a MemoryError, before the machine suffers."""
 
@@ -47,7 +49,7 @@ def bounded() -> Iterator[None]:
     """Bound what is done within.
 
     Raises:
-        Beyond: it takes more than `SECONDS` of processor time or `MEMORY`.
+        Beyond: it takes more than `SECONDS` of processor time, or than `MEMORY` or `PROGRAMS`.
     """
 
     def ring(*_: object) -> None:
@@ -67,5 +69,8 @@ def bounded() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_AS, limits)
         peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
         taken = int(peak.split()[1]) * 1024 - before * resource.getpagesize()
+        programs = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+        if programs > PROGRAMS:
+            raise Beyond(f"{programs >> 20} MB were resident of a program")
         if taken > MEMORY:
             raise Beyond(f"{taken >> 20} MB more than before were resident")  # Whatever else it ended with.

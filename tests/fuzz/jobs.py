@@ -54,6 +54,19 @@ def _recording(name: str) -> Callable[[random.Random, int], object]:
     return lambda dice, _: recordings.read(damage(recordings.whole(name), dice))
 
 
+def _binary(name: str) -> Callable[[random.Random, int], object]:
+    def case(dice: random.Random, _: int) -> object:
+        data = recordings.binary(name)
+        begin = dice.choice([0, dice.randrange(len(data))])  # The header every other time: all else depends on it.
+        end = begin + dice.choice([64, 512, 4096])
+        some = damage(data[begin:end], dice)
+        if dice.random() < 0.8:  # What follows keeps its place.
+            some = some[: len(data[begin:end])].ljust(len(data[begin:end]), b"\0")
+        return recordings.read_file(data[:begin] + some + data[end:])
+
+    return case
+
+
 def _merged(dice: random.Random, _: int) -> object:
     datas = list(recordings.both())
     for place in dice.choice([(0,), (1,), (0, 1)]):
@@ -89,10 +102,14 @@ def _reconstructed(_: random.Random, number: int) -> object:
 SLOW = 0.2
 """Traces and reconstructors take ten times as long as a text."""
 
+PROGRAM = 0.02
+"""Programs that are started take longer still."""
+
 JOBS = {
     **{
         name: Job(_recording(name), share=0.5 if name in recordings.VARIANTS else 1.0) for name in recordings.RECORDINGS
     },
+    **{name: Job(_binary(name), share=PROGRAM) for name in recordings.BINARY},
     "merged": Job(_merged),
     **{f"trace {path.stem}": Job(_trace(path), share=SLOW / len(TRACES)) for path in TRACES},
     "reconstruct": Job(_reconstructed, share=SLOW),

@@ -7,12 +7,13 @@ import gzip
 import io
 import json
 import struct
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from intxtrace.events import RECORD
-from intxtrace.importers import blocks, ftrace, qemu_log
+from intxtrace.importers import blocks, ftrace, opening, qemu_log
 from intxtrace.importers.merge import Merged
 from intxtrace.importers.opening import Recording, open_recording
 from tests.kernel_texts import texts
@@ -26,8 +27,9 @@ SMALL: tuple[tuple[Any, str, int], ...] = (
     (ftrace, "ROWS", 32),
     (ftrace, "REMARKS", 2),
     (qemu_log, "ROWS", 16),
+    (opening, "SILENCE", 20),
 )
-"""Buffers that make several blocks of a short text, and get full."""
+"""Buffers that make several blocks of a short text, and get full; and no patience with programs."""
 
 
 def _called(number: int, ts: int, *numbers: int) -> bytes:
@@ -93,6 +95,9 @@ RECORDINGS: dict[str, Callable[[], bytes]] = {
     "gzip": lambda: gzip.compress(_of("qemu-11.1.log", b"vfio_intx_interrupt")),
 }
 
+BINARY = {"trace.dat": "irq.trace.dat.gz", "perf.data": "refire.perf.data.gz"}
+"""What trace-cmd and perf recorded, and read; of the former, symbols and the formats of other events are cut out."""
+
 MERGED: tuple[Callable[[], bytes], ...] = (
     lambda: _with("ftrace-userspace.txt.gz", (b" kvm_set_irq:", b" name=vfio-intx"), 32),
     lambda: _with("qemu-7.2-userspace.log.gz", (b"vfio_intx_interrupt", b"vfio_intx_eoi"), 24),
@@ -100,12 +105,22 @@ MERGED: tuple[Callable[[], bytes], ...] = (
 """Two recordings of one run."""
 
 whole = functools.cache(lambda name: RECORDINGS[name]())
+binary = functools.cache(lambda name: _whole(BINARY[name]))
 both = functools.cache(lambda: [make() for make in MERGED])
 
 
 def read(data: bytes) -> int:
     """Import; return the number of events."""
     return _events(open_recording(io.BytesIO(data), "recording"))
+
+
+def read_file(data: bytes) -> int:
+    """Import what a program reads, which takes a file."""
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(data)
+        file.flush()
+        file.seek(0)
+        return _events(open_recording(file, file.name))
 
 
 def merge(datas: list[bytes]) -> int:

@@ -13,7 +13,7 @@ import pytest
 from intxtrace.errors import IntxtraceError
 from intxtrace.importers import blocks
 from tests.fuzz.jobs import run
-from tests.fuzz.recordings import RECORDINGS, SMALL, VARIANTS, both, merge, read, whole
+from tests.fuzz.recordings import BINARY, RECORDINGS, SMALL, VARIANTS, binary, both, merge, read, read_file, whole
 
 CASES = 1000
 
@@ -30,6 +30,15 @@ def test_a_damaged_recording_gives_a_result_or_a_sentence(name: str) -> None:
     tally = run(name, range(CASES // 2 if name in VARIANTS else CASES))
     assert tally.failures == []
     assert tally.results or name == "gzip"  # Its checksum finds everything.
+
+
+@pytest.mark.parametrize("name", BINARY)
+def test_a_damaged_recording_that_a_program_reads(name: str) -> None:
+    read_file(binary(name))
+    tally = run(name, range(CASES // 20))
+    assert tally.failures == []
+    assert tally.nothing + tally.results
+    assert tally.sentences
 
 
 def test_damaged_recordings_are_merged_or_give_a_sentence() -> None:

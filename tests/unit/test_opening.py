@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import gzip
 import io
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ import pytest
 from intxtrace.__main__ import main
 from intxtrace.errors import IntxtraceError
 from intxtrace.events import RECORD, Flag, Kind
+from intxtrace.importers import opening
 from intxtrace.importers.opening import Recording, open_recording
 
 VDEV = 0xFF110000063E1000
@@ -81,6 +84,47 @@ def test_a_program_that_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     path.write_bytes(b"PERFILE2" + b"\0" * 100)
     assert main(["import", str(path), "-o", str(tmp_path / "out.intx")]) == 1
     assert "perf cannot read" in capsys.readouterr().err
+
+
+def stand_in(folder: Path, monkeypatch: pytest.MonkeyPatch, does: str) -> Path:
+    """Put a program on the path that does this when it is to read a trace.dat; return that."""
+    program = folder / "trace-cmd"
+    program.write_text(f"#!/bin/sh\n{does}\n")
+    program.chmod(0o700)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    data = folder / "trace.dat"
+    data.write_bytes(b"\x17\x08\x44tracing6" + b"\0" * 100)
+    return data
+
+
+@pytest.mark.parametrize("prints", [b"", FTRACE])
+def test_a_program_that_hangs_is_ended(prints: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(opening, "SILENCE", 0.5)
+    pid = tmp_path / "pid"
+    data = stand_in(tmp_path, monkeypatch, f"printf '{prints.decode().strip()}\n'; echo $$ > {pid}; exec sleep 1000")
+    with (
+        pytest.raises(IntxtraceError, match=r"trace-cmd has printed nothing of .*trace.dat for 0.5 s"),
+        data.open("rb") as stream,
+    ):
+        list(open_recording(stream, str(data)))
+    assert not Path(f"/proc/{pid.read_text().strip()}").exists()
+
+
+def test_a_program_ends_with_who_reads_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line without an end is refused while the program still prints."""
+    pid = tmp_path / "pid"
+    data = stand_in(tmp_path, monkeypatch, f"echo $$ > {pid}; exec cat /dev/zero")
+    with pytest.raises(IntxtraceError, match="a line is longer than any"), data.open("rb") as stream:
+        list(open_recording(stream, str(data)))
+    gc.collect()
+    assert not Path(f"/proc/{pid.read_text().strip()}").exists()
+
+
+def test_a_program_gets_no_more_memory_than_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(opening, "HEAP", 1 << 28)
+    data = stand_in(tmp_path, monkeypatch, "sleep 0.3; exec tail -n 1 /dev/zero")
+    with pytest.raises(IntxtraceError, match="trace-cmd cannot read"), data.open("rb") as stream:
+        list(open_recording(stream, str(data)))
 
 
 def test_a_program_reads_files_only(monkeypatch: pytest.MonkeyPatch) -> None:
