@@ -73,7 +73,7 @@ def _from_json(line: bytes) -> bytes:
             return b"CPU:0 [LOST %d EVENTS]\n" % _number(values["data"].get("events"))
         if not isinstance(values["data"], str):
             return b""
-        return b"".join(_translated(inner) for inner in values["data"].encode().split(b"\n") if inner)
+        return b"".join(_translated(inner) for inner in _bytes(values["data"]).split(b"\n") if inner)
     event = values.get("event")
     ts = _number(values.get("ts"))
     if not isinstance(event, str) or not event.isascii() or not _WORD.fullmatch(event) or not ts:
@@ -85,7 +85,7 @@ def _from_json(line: bytes) -> bytes:
     )
     name = _RENAMED.get(event.encode(), event.encode())
     tgid = values.get("tgid", values.get("pid"))
-    comm = str(values.get("comm", "")).encode()[:15]
+    comm = _bytes(str(values.get("comm", "")))[:15]
     return _line(ts, _number(values.get("cpu")), _number(values.get("tid")), _number(tgid), comm, name,
                  arguments.encode())  # fmt: skip
 
@@ -96,6 +96,11 @@ def _loaded(line: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError):
         return {}
     return values if isinstance(values, dict) else {}
+
+
+def _bytes(text: str) -> bytes:
+    """Return a string of JSON, which may hold half of a surrogate pair, as UTF-8."""
+    return text.encode("utf-8", "replace")
 
 
 def _number(value: object) -> int:

@@ -23,12 +23,35 @@ class Beyond(BaseException):
     """An input takes too long, or too much memory; no `except` of an importer's is meant to catch it."""
 
 
+TOKENS = (
+    *(
+        b"\n",
+        b" ",
+        b":",
+        b"=",
+        b'"',
+        b"}",
+        b"\0",
+        b"\xff",
+        b"-1",
+        b"0x",
+        b"nan",
+        b"null",
+        b"1e999",
+        b"\\ud800",
+        b"\\u0000",
+    ),
+    *(b"4294967296", b"9223372036854775808", b"18446744073709551616", b"99999999999999999999", b"0xffffffffffffffff"),
+)
+"""What readers of text may trip over."""
+
+
 def damage(data: bytes, dice: random.Random) -> bytes:
-    """Flip, overwrite, cut out, repeat or drop some bytes."""
+    """Flip, overwrite, cut out, repeat or drop some bytes, or put in others."""
     changed = bytearray(data)
     for _ in range(dice.randint(1, 8)):
         at = dice.randrange(len(changed))
-        match dice.randrange(5):
+        match dice.randrange(6):
             case 0:
                 changed[at] ^= 1 << dice.randrange(8)
             case 1:
@@ -39,6 +62,8 @@ def damage(data: bytes, dice: random.Random) -> bytes:
                 changed[at:at] = changed[at : at + dice.randint(1, 512)]
             case 4:
                 del changed[at:]
+            case 5:
+                changed[at:at] = dice.choice(TOKENS)
         if not changed:
             return bytes(changed)
     return bytes(changed)

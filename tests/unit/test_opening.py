@@ -276,6 +276,13 @@ def test_odd_values_of_json(value: object) -> None:
         assert set(kinds(json.dumps(good).encode() + b"\n" + odd + b"\n")) == {Kind.UNMASK_ENTRY}
 
 
+def test_half_a_surrogate_pair_in_json() -> None:
+    good = {"ts": 6366471000, "tid": 141, "event": "unmask", "vdev": "0xff110000063e1000"}
+    inner = json.dumps({**good, "comm": "\ud800"})
+    for odd in (inner, json.dumps({"type": "printf", "data": inner}), json.dumps({"type": "printf", "data": "\ud800"})):
+        assert set(kinds(json.dumps(good).encode() + b"\n" + odd.encode() + b"\n")) == {Kind.UNMASK_ENTRY}
+
+
 def test_an_eoi_with_nothing_pending_is_none() -> None:
     line = b'  CPU 0/KVM-141     [000] .....     6.366471: qemu_eoi: (0x55e875141450) name="0000:00:05.0"%b\n'
     assert kinds(line % b" pending=0" + line % b" pending=1" + line % b"") == [Kind.QEMU_EOI] * 2
