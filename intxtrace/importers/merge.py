@@ -60,8 +60,8 @@ class _Marks:
             (self.acknowledged, kind == Kind.QEMU_EOI),
             (self.lowered, lowered | ((kind == Kind.SET_IRQS_ENTRY) & (events["arg0"] == unmasks))),
         ):
-            if sum(map(len, marks)) < MAX_MARKS:
-                marks.append(ts[chosen])
+            if chosen.any() and (room := MAX_MARKS - sum(map(len, marks))) > 0:
+                marks.append(ts[chosen][:room])
 
 
 def _all(marks: list[Instants]) -> Instants:

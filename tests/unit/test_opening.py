@@ -18,7 +18,8 @@ import pytest
 from intxtrace.__main__ import main
 from intxtrace.errors import IntxtraceError
 from intxtrace.events import RECORD, Flag, Kind
-from intxtrace.importers import opening
+from intxtrace.importers import ftrace_devices, ftrace_nest, opening, qemu_events
+from intxtrace.importers.ftrace import FtraceText
 from intxtrace.importers.opening import Recording, open_recording
 
 VDEV = 0xFF110000063E1000
@@ -306,3 +307,22 @@ def test_without_irq_handler_exit_the_handlers_return_ends_the_hard_interrupt() 
     assert unmask["flags"] == Flag.IN_SET_IRQS
     exits = events[events["kind"] == Kind.HANDLER_EXIT]
     assert exits["device"].tolist() == [VDEV, VDEV + 0x1000]
+
+
+def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other pointers and names without end: a sentence, or they are not remembered."""
+    for module in (ftrace_devices, ftrace_nest, qemu_events):
+        monkeypatch.setattr(module, "MAX_ROWS", 8)
+    head = b"       CPU 0/KVM-141     [000] d.h1.     6.366471: "
+    address = head + b"irq_handler_entry: irq=20 name=vfio-intx(0000:00:10.0)\n"
+    handler = address + head + b"handler: (f) irq=20 dev=0xff11000006%06x\n"
+    one_device = b"".join(handler % n for n in range(20))
+    names = b"".join(b"1@1.000000:vfio_intx_eoi  (%c%c) EOI\n" % (0x80 + n, 0x80) for n in range(20))
+    for text, sentence in ((one_device, "more than 8 devices"), (names, "more than 8 devices")):
+        with pytest.raises(IntxtraceError, match=sentence):
+            read(text)
+    signal = handler % 1 + head + b"efd_signal: (f) ctx=0xff11000007%06x\n" + head + b"handler_ret: (f <- g) ret=1\n"
+    recording, events = read(b"".join(signal % n for n in range(20)))
+    assert (events["kind"] == Kind.EVENTFD_SIGNAL).sum() == 20
+    assert isinstance(recording, FtraceText)
+    assert len(recording._nesting._contexts) == 8
