@@ -8,7 +8,7 @@ import io
 import json
 import struct
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +37,13 @@ def _called(number: int, ts: int, *numbers: int) -> bytes:
     return struct.pack("<QQQII", 1, number, ts, 24 + len(payload), 7) + payload
 
 
-def _simple() -> bytes:
+def simple(interrupts: int) -> Iterator[bytes]:
+    """Make a simple trace, record by record."""
     names = (b"vfio_intx_interrupt", b"vfio_intx_eoi", b"vfio_region_read", b"vfio_region_mmaps_set_enabled")
-    maps = b"".join(struct.pack("<QQI", 0, n, len(name)) + name for n, name in enumerate(names))
-    events = b"".join(_called(0, t, 65) + _called(2, t + 1, 0, 192, 4, 16) + _called(1, t + 2) for t in range(0, 60, 3))
-    return struct.pack("<QQQ", 0xFFFFFFFFFFFFFFFF, 0xF2B177CB0AA429B4, 4) + maps + events
+    yield struct.pack("<QQQ", 0xFFFFFFFFFFFFFFFF, 0xF2B177CB0AA429B4, 4)
+    yield from (struct.pack("<QQI", 0, n, len(name)) + name for n, name in enumerate(names))
+    for t in range(0, 3 * interrupts, 3):
+        yield _called(0, t, 65) + _called(2, t + 1, 0, 192, 4, 16) + _called(1, t + 2)
 
 
 def _ndjson() -> bytes:
@@ -61,18 +63,19 @@ def _some(text: bytes, word: bytes) -> bytes:
     return text[begin : begin + SIZE]
 
 
-def _whole(name: str) -> bytes:
+def text_of(name: str) -> bytes:
+    """Return a recording of another tool, uncompressed."""
     data = (FOLDER / name).read_bytes()
     return gzip.decompress(data) if name.endswith(".gz") else data
 
 
 def _of(name: str, word: bytes) -> bytes:
-    return _some(_whole(name), word)
+    return _some(text_of(name), word)
 
 
 def _with(name: str, words: tuple[bytes, ...], lines: int) -> bytes:
     """Return the first lines of a recording that have one of these words."""
-    found = [line for line in _whole(name).splitlines(keepends=True) if any(word in line for word in words)]
+    found = [line for line in text_of(name).splitlines(keepends=True) if any(word in line for word in words)]
     return b"".join(found[:lines])
 
 
@@ -91,7 +94,7 @@ RECORDINGS: dict[str, Callable[[], bytes]] = {
     "qemu-7.2": lambda: _of("qemu-7.2-userspace.log.gz", b"vfio_intx_interrupt"),
     "qemu-11.1": lambda: _of("qemu-11.1.log", b"vfio_intx_interrupt"),
     "qemu-no-timestamps": lambda: _of("qemu-7.2-no-timestamps.log.gz", b"vfio_intx_interrupt"),
-    "qemu-simple": _simple,
+    "qemu-simple": lambda: b"".join(simple(20)),
     "gzip": lambda: gzip.compress(_of("qemu-11.1.log", b"vfio_intx_interrupt")),
 }
 
@@ -105,7 +108,7 @@ MERGED: tuple[Callable[[], bytes], ...] = (
 """Two recordings of one run."""
 
 whole = functools.cache(lambda name: RECORDINGS[name]())
-binary = functools.cache(lambda name: _whole(BINARY[name]))
+binary = functools.cache(lambda name: text_of(BINARY[name]))
 both = functools.cache(lambda: [make() for make in MERGED])
 
 
