@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tests.benchmarks.bench_growth import measure
-from tests.benchmarks.bench_import import Repeated
+from tests.benchmarks.bench_import import Repeated, ndjson
 from tests.fuzz.recordings import simple, text_of
 from tests.generate import MIX, write
 from tests.kernel_texts import texts
@@ -92,13 +92,6 @@ def kernel(lines: int) -> Iterator[bytes]:
             b"  CPU 0/KVM-129     [000] ..... %d.%06d: kvm_set_irq: gsi 22 level 0 source 0\n"
             % (seconds, micros, seconds, micros, seconds, micros + 35)
         )
-
-
-def ndjson(lines: int) -> Iterator[bytes]:
-    for number in range(lines // 2):
-        head = b'{"ts": %d, "cpu": 1, "tid": 177, "tgid": 175, "comm": "CPU 0/KVM", ' % (36_868_371_592 + number * 4000)
-        yield head + b'"event": "handler", "irq": 20, "dev": "0xff110000063e1000"}\n'
-        yield head + b'"event": "handler_ret", "ret": 1}\n'
 
 
 RECORDINGS: dict[str, Callable[[int], Iterator[bytes]]] = {
