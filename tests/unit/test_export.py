@@ -10,6 +10,8 @@ import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,8 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from prometheus_client import parser as prometheus
 from prometheus_client.openmetrics import parser as openmetrics_parser
 from prometheus_client.samples import Sample
@@ -32,6 +36,7 @@ from intxtrace.events import RECORD
 from intxtrace.render.openmetrics import openmetrics
 from intxtrace.render.perfetto import MAX_LANES, ChromeTrace
 from intxtrace.render.tables import schema
+from intxtrace.units import printable
 from tests import frames_sample as sample
 from tests.unit.traces import METADATA, some_events, write_trace
 
@@ -372,6 +377,27 @@ def test_openmetrics_escape_names_of_guests() -> None:
     assert any(name.startswith('a"b\\c\\nd} 1\\n# EOF\\ud800\\u202ex') for name in shown)
 
 
+sampled = cache(summary_of)
+ODD = st.text(st.sampled_from('a"\\\n{}=,# \t\x00\u202e\ud800é𝄞') | st.characters(), max_size=8) | st.just("x" * 250)
+
+
+@settings(max_examples=25, deadline=None)
+@given(ODD, ODD, st.booleans())
+@example("\n", "\\n", True)
+@example("x" * 250, "x" * 251, True)
+def test_openmetrics_of_any_names(one: str, other: str, same_address: bool) -> None:
+    """Any parser finds both VMs, and no sample twice, however alike their names look."""
+    whole = sampled()
+    named = [replace(device, vm=name) for device, name in zip(whole.devices, (one, other), strict=False)]
+    if same_address:
+        named = [replace(device, bdf="0000:09:00.0") for device in named]
+    found = replace(whole, devices=(*named, *whole.devices[2:]))
+    families = metrics(openmetrics(found))
+    shown = {(s.labels["device"], s.labels["vm"]) for s in families["intxtrace_lost_events"] if s.labels["device"]}
+    assert len(shown) == len(found.devices)
+    assert {vm for _, vm in shown} >= {printable(one), printable(other)}
+
+
 def test_two_devices_of_one_name_stay_apart() -> None:
     found = summary_of()
     twins = (found.devices[0], found.devices[1])
@@ -531,8 +557,6 @@ def test_wrong_input(
 
 
 def test_a_trace_without_a_clock_is_not_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from dataclasses import replace
-
     trace = write_trace(tmp_path / "a.intx", metadata=replace(METADATA, clock="none", realtime_anchor_ns=None))
     assert main(["export", str(trace), "--format", "perfetto", "-o", str(tmp_path / "b")]) == 1
     assert "the trace has no clock" in capsys.readouterr().err
