@@ -15,6 +15,8 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from intxtrace.importers import compile as scanners
+from intxtrace.reconstruct import compile as reconstructor
 from tests.benchmarks.bench_growth import measure
 from tests.benchmarks.bench_import import Repeated, ndjson
 from tests.fuzz.recordings import simple, text_of
@@ -141,6 +143,8 @@ def peak(arguments: list[str]) -> float:
 
 def main(millions: float) -> int:
     """Run everything at both sizes, and print figures."""
+    reconstructor.prepare()  # To compile takes more memory than anything else.
+    scanners.prepare()
     with tempfile.TemporaryDirectory() as name:
         folders = [Path(name) / "one", Path(name) / "more"]
         for folder, times in zip(folders, (1, TIMES), strict=True):

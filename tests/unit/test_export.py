@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import polars as pl
 import pyarrow as pa
 import pytest
 from hypothesis import example, given, settings
@@ -77,6 +78,20 @@ def test_tables_say_what_the_frames_say(trace: Path, table: str, tmp_path: Path)
 
     lines = [json.loads(line) for line in export(tmp_path, trace, "jsonl", "--table", table).read_text().splitlines()]
     same(pd.DataFrame(lines, columns=list(contract), dtype=object).astype(dtypes), wanted)
+
+
+@pytest.mark.parametrize("table", ["interrupts", "states"])
+def test_polars_reads_the_same_rows(table: str, tmp_path: Path) -> None:
+    """Somebody else's reader of all three, with the columns' types: every value, and null where nothing is known."""
+    frame = getattr(intxtrace.open_trace(RECORDED[3]), table)
+    wanted = frame.astype(object).where(frame.notna(), None).to_dict("records")
+    contract = frames.INTERRUPTS if table == "interrupts" else frames.DEVICE_STATES
+    types = {"Int64": pl.Int64, "string": pl.String, "boolean": pl.Boolean}
+    columns: Any = {name: types[dtype] for name, (dtype, _) in contract.items()}
+    assert pl.read_parquet(export(tmp_path, RECORDED[3], "parquet", "--table", table)).rows(named=True) == wanted
+    for form, read in (("csv", pl.read_csv), ("jsonl", pl.read_ndjson)):
+        found = read(export(tmp_path, RECORDED[3], form, "--table", table), schema=columns)
+        assert found.rows(named=True) == wanted
 
 
 def _nullable(kind: pa.DataType) -> Any:
