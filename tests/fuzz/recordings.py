@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from intxtrace.events import RECORD
 from intxtrace.importers import blocks, ftrace, opening, qemu_log
 from intxtrace.importers.merge import Merged
@@ -79,7 +81,7 @@ def _with(name: str, words: tuple[bytes, ...], lines: int) -> bytes:
     return b"".join(found[:lines])
 
 
-VARIANTS = ("tracepoints", "losses", "trace-cmd", "trace-cmd-raw", "qemu-no-timestamps")
+VARIANTS = ("tracepoints", "losses", "trace-cmd", "trace-cmd-raw", "qemu-no-timestamps", "zstd")
 """Other words for an importer that another recording is for."""
 
 RECORDINGS: dict[str, Callable[[], bytes]] = {
@@ -96,6 +98,7 @@ RECORDINGS: dict[str, Callable[[], bytes]] = {
     "qemu-no-timestamps": lambda: _of("qemu-7.2-no-timestamps.log.gz", b"vfio_intx_interrupt"),
     "qemu-simple": lambda: b"".join(simple(20)),
     "gzip": lambda: gzip.compress(_of("qemu-11.1.log", b"vfio_intx_interrupt")),
+    "zstd": lambda: pa.compress(_of("qemu-11.1.log", b"vfio_intx_interrupt"), "zstd", asbytes=True),
 }
 
 BINARY = {"trace.dat": "irq.trace.dat.gz", "perf.data": "refire.perf.data.gz"}
