@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/
 OUT := out
 
-.PHONY: help setup packages test lint demo lab lab-matrix lab-findings bench fuzz mutate clean
+.PHONY: help setup packages test lint demo lab lab-matrix lab-findings lab-recipes bench fuzz mutate clean
 
 help:
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -51,6 +51,10 @@ lab-matrix: setup packages ## all guests on every kernel and QEMU of the lab
 lab-findings: setup packages ## guests with one thing wrong each: is it named, and nothing else; is what devices says so
 	@rm -rf $(OUT)/lab-findings
 	$(RUN)python -m tests.lab findings --out $(OUT)/lab-findings
+
+lab-recipes: setup packages ## every recipe beside intxtrace: does what it records import as the same interrupts
+	@rm -rf $(OUT)/lab-recipes
+	$(RUN)python -m tests.lab recipes --out $(OUT)/lab-recipes
 
 bench: setup packages ## benchmarks: each prints its figure beside a peer's from the same run
 	$(RUN)python -m tests.benchmarks
