@@ -59,8 +59,9 @@ lab-recipes: setup packages ## every recipe beside intxtrace: does what it recor
 bench: setup packages ## benchmarks: each prints its figure beside a peer's from the same run
 	$(RUN)python -m tests.benchmarks
 
-fuzz: setup ## long property tests and damaged files
-	INTXTRACE_FUZZ=100000 $(RUN)python -m pytest tests/fuzz tests/unit/test_reconstruct.py tests/unit/test_trace.py
+fuzz: setup ## 100,000 damaged copies of a recording for each importer, and long property tests (half an hour)
+	$(RUN)python -m tests.fuzz.run
+	INTXTRACE_FUZZ=1 $(RUN)python -m pytest tests/unit/test_reconstruct.py tests/unit/test_trace.py
 
 mutate: setup ## break every rule of the state machine, one at a time: which breaks does no test notice?
 	$(RUN)python -m tests.mutate
