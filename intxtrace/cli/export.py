@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO
 import typer
 
 from intxtrace.cli.filters import Choice, Filters, with_filters
+from intxtrace.cli.options import TraceFile
 from intxtrace.errors import IntxtraceError
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ TABLES = ("interrupts", "states", "events")
 
 @with_filters
 def export(
-    trace: Annotated[Path, typer.Argument(metavar="TRACE", help="A trace file (*.intx).")],
+    trace: TraceFile,
     choice: Choice,
     form: Annotated[str, typer.Option("--format", metavar="FORMAT", help=f"{', '.join(SUFFIXES)}.")],
     out: Annotated[

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from intxtrace.cli.options import Devices, Vms, shared
 from intxtrace.errors import IntxtraceError
 from intxtrace.frames import ORIGINS, OUTCOMES, PATHS, STAGES
 
@@ -233,13 +232,8 @@ class Choice:
 
 
 def _options(
-    device: Annotated[
-        list[str],
-        typer.Option("--device", metavar="BDF", help="Only this device (may be repeated).", show_default=False),
-    ] = [],  # noqa: B006
-    vm: Annotated[
-        list[str], typer.Option("--vm", metavar="NAME|PID", help="Only this VM (may be repeated).", show_default=False)
-    ] = [],  # noqa: B006
+    device: Devices = [],  # noqa: B006
+    vm: Vms = [],  # noqa: B006
     path: Annotated[
         list[str],
         typer.Option("--path", metavar="PATH", help=f"Only this path: {', '.join(PATHS)}.", show_default=False),
@@ -269,17 +263,5 @@ def _options(
     """Declare the options, for `with_filters`."""
 
 
-def with_filters(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the filter options: its parameter `choice` becomes the options of `Choice`."""
-    own = inspect.signature(command, eval_str=True)
-    shared = inspect.signature(_options, eval_str=True).parameters
-    parameters = [p for p in own.parameters.values() if p.name != "choice"]
-
-    @functools.wraps(command)
-    def wrapper(**values: Any) -> None:
-        command(choice=Choice(**{name: values.pop(name) for name in shared}), **values)
-
-    keyword = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in (*parameters, *shared.values())]
-    vars(wrapper)["__signature__"] = own.replace(parameters=keyword)
-    wrapper.__annotations__ = {p.name: p.annotation for p in keyword}
-    return wrapper
+with_filters = shared(_options, Choice, "choice")
+"""Gives a command the filter options: its parameter `choice` becomes the options of `Choice`."""

@@ -7,9 +7,11 @@ from typing import Annotated
 
 import typer
 
+from intxtrace.cli.options import TraceFile
+
 
 def info(
-    trace: Annotated[Path, typer.Argument(metavar="TRACE", help="A trace file (*.intx).")],
+    trace: TraceFile,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON (schema intxtrace.info).")] = False,
     repair: Annotated[
         Path | None, typer.Option(metavar="OUT", help="Also write a copy that ends cleanly after its last whole batch.")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from intxtrace.cli.filters import Choice, first_instant, with_filters
+from intxtrace.cli.options import TraceFile
 from intxtrace.errors import IntxtraceError
 from intxtrace.frames import INTERRUPTS, empty
 
@@ -54,7 +54,7 @@ def first_rows(frames: Iterable[pd.DataFrame], by: str, limit: int) -> tuple[pd.
 
 @with_filters
 def interrupts(
-    trace: Annotated[Path, typer.Argument(metavar="TRACE", help="A trace file (*.intx).")],
+    trace: TraceFile,
     choice: Choice,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON (schema intxtrace.interrupts).")] = False,
     limit: Annotated[int, typer.Option(metavar="N", help="At most so many rows; 0: all.")] = 20,

@@ -8,11 +8,12 @@ from typing import Annotated
 import typer
 
 from intxtrace.cli.filters import Choice, with_filters
+from intxtrace.cli.options import TraceFile
 
 
 @with_filters
 def report(
-    trace: Annotated[Path, typer.Argument(metavar="TRACE", help="A trace file (*.intx).")],
+    trace: TraceFile,
     choice: Choice,
     out: Annotated[
         Path | None,

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from intxtrace.cli.filters import Choice, with_filters
+from intxtrace.cli.options import TraceFile
 
 
 @with_filters
 def summary(
-    trace: Annotated[Path, typer.Argument(metavar="TRACE", help="A trace file (*.intx).")],
+    trace: TraceFile,
     choice: Choice,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON (schema intxtrace.summary).")] = False,
 ) -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -21,6 +22,7 @@ from intxtrace.capture import bcc_import, host, recording
 from intxtrace.capture.recording import Limits, Stop, record
 from intxtrace.capture.ring import Events
 from intxtrace.capture.session import Counts, Selection, Session
+from intxtrace.cli.capturing import Capture
 from intxtrace.errors import IntxtraceError
 from intxtrace.events import RECORD, Kind
 from intxtrace.stalls import Trigger, parse
@@ -330,6 +332,25 @@ def test_without_a_vm(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_with_another_vm(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "no VM named win7 is running (running: win10 (pid 4711))" in fails(capsys, "--vm", "win7")
     assert "process 12 runs no KVM virtual machine" in fails(capsys, "--pid", "12")
+
+
+@pytest.mark.usefixtures("one_vm")
+@pytest.mark.parametrize(
+    ("text", "wait", "names", "pids"),
+    [
+        ("4711", False, set(), {4711}),
+        ("4711", True, set(), {4711}),
+        ("100", True, {"100"}, set()),
+        ("12", False, set(), {12}),
+    ],
+)
+def test_digits_are_a_pid_but_for_a_vm_that_may_come(
+    text: str, wait: bool, names: set[str], pids: set[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    chosen = Capture([text], [], [], "count", "16M", wait)
+    (selection,) = cast("partial[object]", chosen.session_maker(wait=wait)).args
+    assert (selection.vms, selection.pids) == (names, pids)
 
 
 @pytest.mark.usefixtures("one_vm")
