@@ -12,6 +12,7 @@ import typer
 
 import intxtrace
 from intxtrace.cli import (
+    completion,
     devices,
     doctor,
     export,
@@ -28,7 +29,7 @@ from intxtrace.cli import (
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=False,  # it has its own: see intxtrace.cli.completion
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # rich would take half of the time that --help has
 )
@@ -143,3 +144,10 @@ app.command(
     )
 )(export.export)
 app.command(epilog=_examples("intxtrace schema", "intxtrace schema summary > summary.schema.json"))(schema.schema)
+app.command(
+    epilog=_examples(
+        'eval "$(intxtrace completion bash)"',
+        "intxtrace completion zsh > ~/.zfunc/_intxtrace",
+        "intxtrace completion fish > ~/.config/fish/completions/intxtrace.fish",
+    )
+)(completion.completion)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from intxtrace.cli.completion import among, pids
 from intxtrace.cli.options import Devices, Vms, shared
 from intxtrace.errors import IntxtraceError
 
@@ -73,13 +74,21 @@ def _options(
     vm: Vms = [],  # noqa: B006
     pid: Annotated[
         list[int],
-        typer.Option("--pid", metavar="PID", help="Only the VM of this process (may be repeated).", show_default=False),
+        typer.Option(
+            "--pid",
+            metavar="PID",
+            help="Only the VM of this process (may be repeated).",
+            show_default=False,
+            autocompletion=pids,
+        ),
     ] = [],  # noqa: B006
     device: Devices = [],  # noqa: B006
     bar: Annotated[
         str,
         typer.Option(
-            metavar="HOW", help="Trapped BAR accesses: count them in the kernel, record all of them, or none."
+            metavar="HOW",
+            help="Trapped BAR accesses: count them in the kernel, record all of them, or none.",
+            autocompletion=among(*BAR_MODES),
         ),
     ] = BAR_MODES[0],
     ring_size: Annotated[

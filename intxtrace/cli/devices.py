@@ -7,11 +7,17 @@ from typing import Annotated
 
 import typer
 
+from intxtrace.cli.completion import traces
+
 
 def devices(
     trace: Annotated[
         Path | None,
-        typer.Argument(metavar="[TRACE]", help="A trace file (*.intx): what it remembers. Default: now, here."),
+        typer.Argument(
+            metavar="[TRACE]",
+            help="A trace file (*.intx): what it remembers. Default: now, here.",
+            autocompletion=traces,
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON (schema intxtrace.devices).")] = False,
 ) -> None:

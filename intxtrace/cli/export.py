@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO
 
 import typer
 
+from intxtrace.cli.completion import among
 from intxtrace.cli.filters import Choice, Filters, with_filters
 from intxtrace.cli.options import TraceFile
 from intxtrace.errors import IntxtraceError
@@ -31,7 +32,9 @@ TABLES = ("interrupts", "states", "events")
 def export(
     trace: TraceFile,
     choice: Choice,
-    form: Annotated[str, typer.Option("--format", metavar="FORMAT", help=f"{', '.join(SUFFIXES)}.")],
+    form: Annotated[
+        str, typer.Option("--format", metavar="FORMAT", help=f"{', '.join(SUFFIXES)}.", autocompletion=among(*SUFFIXES))
+    ],
     out: Annotated[
         Path | None,
         typer.Option(
@@ -44,7 +47,11 @@ def export(
     table: Annotated[
         str | None,
         typer.Option(
-            "--table", metavar="TABLE", help=f"Of parquet, csv, jsonl: {', '.join(TABLES)}.", show_default="interrupts"
+            "--table",
+            metavar="TABLE",
+            help=f"Of parquet, csv, jsonl: {', '.join(TABLES)}.",
+            show_default="interrupts",
+            autocompletion=among(*TABLES),
         ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite OUT.")] = False,

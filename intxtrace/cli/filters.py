@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from intxtrace.cli.completion import among
 from intxtrace.cli.options import Devices, Vms, shared
 from intxtrace.errors import IntxtraceError
 from intxtrace.frames import ORIGINS, OUTCOMES, PATHS, STAGES
@@ -231,23 +232,22 @@ class Choice:
         )
 
 
+def _one_of(what: str, known: tuple[str, ...]) -> Any:
+    return typer.Option(
+        f"--{what}",
+        metavar=what.upper(),
+        help=f"Only this {what}: {', '.join(known)}.",
+        show_default=False,
+        autocompletion=among(*known),
+    )
+
+
 def _options(
     device: Devices = [],  # noqa: B006
     vm: Vms = [],  # noqa: B006
-    path: Annotated[
-        list[str],
-        typer.Option("--path", metavar="PATH", help=f"Only this path: {', '.join(PATHS)}.", show_default=False),
-    ] = [],  # noqa: B006
-    origin: Annotated[
-        list[str],
-        typer.Option("--origin", metavar="ORIGIN", help=f"Only this origin: {', '.join(ORIGINS)}.", show_default=False),
-    ] = [],  # noqa: B006
-    outcome: Annotated[
-        list[str],
-        typer.Option(
-            "--outcome", metavar="OUTCOME", help=f"Only this outcome: {', '.join(OUTCOMES)}.", show_default=False
-        ),
-    ] = [],  # noqa: B006
+    path: Annotated[list[str], _one_of("path", PATHS)] = [],  # noqa: B006
+    origin: Annotated[list[str], _one_of("origin", ORIGINS)] = [],  # noqa: B006
+    outcome: Annotated[list[str], _one_of("outcome", OUTCOMES)] = [],  # noqa: B006
     from_: Annotated[
         str | None,
         typer.Option(

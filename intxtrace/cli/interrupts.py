@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from intxtrace.cli.completion import among
 from intxtrace.cli.filters import Choice, first_instant, with_filters
 from intxtrace.cli.options import TraceFile
 from intxtrace.errors import IntxtraceError
@@ -58,7 +59,9 @@ def interrupts(
     choice: Choice,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON (schema intxtrace.interrupts).")] = False,
     limit: Annotated[int, typer.Option(metavar="N", help="At most so many rows; 0: all.")] = 20,
-    by: Annotated[str, typer.Option(metavar="ORDER", help="masked (longest first), time or id.")] = "masked",
+    by: Annotated[
+        str, typer.Option(metavar="ORDER", help="masked (longest first), time or id.", autocompletion=among(*ORDERS))
+    ] = "masked",
 ) -> None:
     """List interrupts one by one, the slowest first: when each stage was reached and how long each took."""
     from rich.console import Console

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from intxtrace.cli.capturing import Capture, with_capture
+from intxtrace.cli.completion import traces
 from intxtrace.cli.filters import Choice, with_filters
 from intxtrace.errors import IntxtraceError
 
@@ -42,7 +43,10 @@ def live(
         str, typer.Option(metavar="SIZE", help="Memory for what may be saved; the oldest events go first.")
     ] = "256M",
     replay: Annotated[
-        Path | None, typer.Option(metavar="TRACE", help="Play a recorded trace instead of watching this host.")
+        Path | None,
+        typer.Option(
+            metavar="TRACE", help="Play a recorded trace instead of watching this host.", autocompletion=traces
+        ),
     ] = None,
     speed: Annotated[float, typer.Option(metavar="X", help="Play it so many times as fast.")] = 1.0,
 ) -> None:

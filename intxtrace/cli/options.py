@@ -10,13 +10,24 @@ from typing import Annotated, Any
 
 import typer
 
-TraceFile = Annotated[Path, typer.Argument(metavar="TRACE", help="A trace file (*.intx).")]
+from intxtrace.cli.completion import devices, traces, vms
+
+TraceFile = Annotated[Path, typer.Argument(metavar="TRACE", help="A trace file (*.intx).", autocompletion=traces)]
 Devices = Annotated[
     list[str],
-    typer.Option("--device", metavar="BDF", help="Only this device (may be repeated).", show_default=False),
+    typer.Option(
+        "--device",
+        metavar="BDF",
+        help="Only this device (may be repeated).",
+        show_default=False,
+        autocompletion=devices,
+    ),
 ]
 Vms = Annotated[
-    list[str], typer.Option("--vm", metavar="NAME|PID", help="Only this VM (may be repeated).", show_default=False)
+    list[str],
+    typer.Option(
+        "--vm", metavar="NAME|PID", help="Only this VM (may be repeated).", show_default=False, autocompletion=vms
+    ),
 ]
 
 Command = Callable[..., None]

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from intxtrace.cli.completion import among
+
 if TYPE_CHECKING:
     from intxtrace.recipes.probes import Members
     from intxtrace.recipes.scripts import Qemu
@@ -15,7 +17,10 @@ KINDS = ("tracefs", "trace-cmd", "perf", "bpftrace", "qemu-log")
 
 
 def recipe(
-    kind: Annotated[str, typer.Argument(metavar="KIND", help=f"What to record with: {', '.join(KINDS)}.")],
+    kind: Annotated[
+        str,
+        typer.Argument(metavar="KIND", help=f"What to record with: {', '.join(KINDS)}.", autocompletion=among(*KINDS)),
+    ],
     qemu: Annotated[
         list[Path] | None,
         typer.Option(

@@ -8,7 +8,7 @@ import typer
 
 
 def schema(
-    name: Annotated[str | None, typer.Argument(metavar="NAME", help="A shape; without one, all are listed.")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="A shape; without one, all are listed.")] = None,
 ) -> None:
     """Print the shape of a command's --json as JSON Schema (draft 2020-12)."""
     from intxtrace.errors import IntxtraceError
