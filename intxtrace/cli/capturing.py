@@ -93,7 +93,9 @@ def _options(
     ] = BAR_MODES[0],
     ring_size: Annotated[
         str,
-        typer.Option(metavar="SIZE", help="Size of the ring between kernel and recorder, a power of two."),
+        typer.Option(
+            metavar="SIZE", help="Size of the ring between kernel and recorder, a power of two from 64K to 1G."
+        ),
     ] = "16M",
     wait: Annotated[bool, typer.Option("--wait", help="Also when no such VM runs yet: wait for it.")] = False,
 ) -> None:

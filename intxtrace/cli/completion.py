@@ -90,10 +90,10 @@ def completion(
         typer.Argument(metavar="SHELL", help=f"One of {', '.join(SCRIPTS)}.", autocompletion=among(*SCRIPTS)),
     ],
 ) -> None:
-    """Print the script that lets a shell complete commands, options and their values.
+    """Print the script by which a shell completes what is typed.
 
-    It changes nothing: load it, or put it where the shell looks for such scripts. An installed package has them there
-    already, in share/ of its prefix.
+    Commands, options and their values: traces, VMs and devices of this host, words. It changes nothing: load it, or
+    put it where the shell looks for such scripts. An installed package has them there already, in share/ of its prefix.
     """
     from importlib.resources import files
 

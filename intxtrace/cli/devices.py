@@ -14,17 +14,17 @@ def devices(
     trace: Annotated[
         Path | None,
         typer.Argument(
-            metavar="[TRACE]",
+            metavar="TRACE",
             help="A trace file (*.intx): what it remembers. Default: now, here.",
             autocompletion=traces,
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON (schema intxtrace.devices).")] = False,
 ) -> None:
-    """List the VMs of this host, or of a trace, with their passed-through devices and how each interrupts.
+    """List VMs and passed-through devices, and how each interrupts.
 
-    Needs no bcc and attaches nothing; without root it sees only your own VMs. Which path INTx takes is expected from
-    QEMU's command line here, and seen in a trace.
+    Of this host, or of a trace. Needs no bcc and attaches nothing; without root it sees only your own VMs. Which path
+    INTx takes is expected from QEMU's command line here, and seen in a trace.
     """
     from intxtrace.capture import devices as survey
 

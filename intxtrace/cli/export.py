@@ -41,7 +41,7 @@ def export(
             "-o",
             "--output",
             metavar="OUT",
-            help="Where to write it; - is standard output. Default: TRACE's name, here.",
+            help="Where to write it; - is standard output. Default: TRACE's name with the format's, here.",
         ),
     ] = None,
     table: Annotated[
@@ -56,7 +56,7 @@ def export(
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite OUT.")] = False,
 ) -> None:
-    """Write a trace as a table (Parquet, CSV, JSON lines), for Perfetto, or for Prometheus' node exporter.
+    """Write a trace as a table, for Perfetto, or for Prometheus.
 
     OUT has its name only once it is whole. Perfetto (ui.perfetto.dev) and chrome://tracing open the perfetto format;
     openmetrics is for the node exporter's textfile collector.

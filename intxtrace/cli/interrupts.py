@@ -63,7 +63,10 @@ def interrupts(
         str, typer.Option(metavar="ORDER", help="masked (longest first), time or id.", autocompletion=among(*ORDERS))
     ] = "masked",
 ) -> None:
-    """List interrupts one by one, the slowest first: when each stage was reached and how long each took."""
+    """List interrupts one by one, the slowest first.
+
+    Of each: when its stages were reached, and how long each took.
+    """
     from rich.console import Console
 
     from intxtrace.analysis import interrupt_rows

@@ -30,17 +30,20 @@ _SECOND = 1_000_000_000
 def live(
     choice: Choice,
     capture: Capture,
-    window: Annotated[str, typer.Option(metavar="DURATION", help="How much time a row tells of.")] = "10s",
+    window: Annotated[
+        str, typer.Option(metavar="DURATION", help="How much time a row tells of, from 1s to 1h.")
+    ] = "10s",
     once: Annotated[bool, typer.Option("--once", help="Watch for one window, print what was seen, and end.")] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print JSON at the end (schema intxtrace.live), not text.")
     ] = False,
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="At the end, save what was seen to this trace file.")
+        Path | None,
+        typer.Option("-o", "--output", metavar="FILE", help="At the end, save what was seen to this trace file."),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite that file.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite FILE.")] = False,
     keep: Annotated[
-        str, typer.Option(metavar="SIZE", help="Memory for what may be saved; the oldest events go first.")
+        str, typer.Option(metavar="SIZE", help="Memory for what may be saved, from 1M; the oldest events go first.")
     ] = "256M",
     replay: Annotated[
         Path | None,

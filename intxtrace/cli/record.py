@@ -35,18 +35,25 @@ _UNITS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "": 1.0}
 def record(
     capture: Capture,
     command: Annotated[
-        list[str] | None, typer.Argument(metavar="[-- CMD...]", help="Record while this command runs.")
+        list[str] | None, typer.Argument(metavar="-- CMD", help="Record while this command runs.")
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Trace file. Default: intxtrace-DATE-TIME.intx here.")
+        Path | None,
+        typer.Option("-o", "--output", metavar="FILE", help="Trace file. Default: intxtrace-DATE-TIME.intx here."),
     ] = None,
-    duration: Annotated[str | None, typer.Option(help="End after this time: 500ms, 30s, 5m, 2h.")] = None,
-    max_interrupts: Annotated[int | None, typer.Option(min=1, help="End after this many interrupts.")] = None,
+    duration: Annotated[
+        str | None, typer.Option(metavar="TIME", help="End after this time: 500ms, 30s, 5m, 2h.")
+    ] = None,
+    max_interrupts: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="End after this many interrupts.")
+    ] = None,
     max_size: Annotated[
-        str | None, typer.Option(help="End when the file is so large (64M, 2G); with --keep, the memory for it.")
+        str | None,
+        typer.Option(metavar="SIZE", help="End when the file is so large (64M, 2G); with --keep, the memory for it."),
     ] = None,
     keep: Annotated[
-        str | None, typer.Option(help="Keep only the last so much time (60s, 5m), in memory, and write it at the end.")
+        str | None,
+        typer.Option(metavar="TIME", help="Keep only the last so much time (60s, 5m) in memory; write it at the end."),
     ] = None,
     stop_when: Annotated[
         str | None,

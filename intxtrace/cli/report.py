@@ -18,7 +18,7 @@ def report(
     out: Annotated[
         Path | None,
         typer.Option(
-            "-o", "--output", metavar="FILE", help="Where to write it (default: the trace's name, .html, here)."
+            "-o", "--output", metavar="FILE", help="Where to write it. Default: TRACE's name with .html, here."
         ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite FILE.")] = False,

@@ -16,7 +16,11 @@ def summary(
     choice: Choice,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON (schema intxtrace.summary).")] = False,
 ) -> None:
-    """Say which way each device's interrupts took, what they cost and where the time went."""
+    """Say which way interrupts took, what it cost, what is wrong.
+
+    For each device: paths, origins, outcomes, the time of each stage, floods, states, and findings with what shows
+    them and what to change.
+    """
     from rich.console import Console
 
     from intxtrace.api import open_trace
