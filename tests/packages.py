@@ -14,7 +14,7 @@ from pathlib import Path
 from tests.cache import cache_folder
 from tests.lab import packages as lab
 
-REQUIRED = (*lab.REQUIRED, "binutils", "chromium", "fish", "linux-perf", "zsh")
+REQUIRED = (*lab.REQUIRED, "binutils", "chromium", "fish", "groff-base", "linux-perf", "mandoc", "zsh")
 
 
 def native_headers() -> Path | None:

@@ -93,7 +93,7 @@ def completion(
     """Print the script by which a shell completes what is typed.
 
     Commands, options and their values: traces, VMs and devices of this host, words. It changes nothing: load it, or
-    put it where the shell looks for such scripts. An installed package has them there already, in share/ of its prefix.
+    put it where the shell looks for such scripts. A package that is installed for the whole system has put it there.
     """
     from importlib.resources import files
 
