@@ -6,7 +6,7 @@ import gzip
 import io
 import json
 import os
-import subprocess
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from intxtrace import files
 from intxtrace.__main__ import main
 from intxtrace.capture import bcc_import, doctor, host, remedies, session
 from intxtrace.errors import IntxtraceError
@@ -33,7 +34,9 @@ def root(tmp_path: Path) -> Path:
     """A host that lacks nothing that stands in files, but BTF."""
     for folder in ("proc/self", "sys/kernel/security", "sys/kernel/tracing/events", "etc", "boot"):
         (tmp_path / folder).mkdir(parents=True)
-    (tmp_path / f"lib/modules/{RELEASE}/build").mkdir(parents=True)
+    headers = tmp_path / f"lib/modules/{RELEASE}/build/include/linux"
+    headers.mkdir(parents=True)
+    (headers / "kconfig.h").touch()
     (tmp_path / "proc/self/status").write_text(f"Name:\tx\nCapEff:\t{ALL:016x}\n")
     (tmp_path / "sys/kernel/security/lockdown").write_text("none [integrity] confidentiality\n")
     (tmp_path / f"boot/config-{RELEASE}").write_text(CONFIG)
@@ -94,7 +97,9 @@ def test_no_bcc(root: Path) -> None:
 
 def test_no_headers(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("BCC_KERNEL_SOURCE", raising=False)
-    (root / f"lib/modules/{RELEASE}/build").rmdir()
+    (root / f"lib/modules/{RELEASE}/build/include/linux/kconfig.h").unlink()
+    assert checked(root)["kernel headers"].state == "missing"  # folders that a package left behind
+    shutil.rmtree(root / f"lib/modules/{RELEASE}/build")
     (root / f"lib/modules/{RELEASE}/build").symlink_to("/nowhere")  # as Debian leaves it without the headers
     found = checked(root)["kernel headers"]
     assert (found.state, found.remedy) == ("missing", f"apt install linux-headers-{RELEASE}")
@@ -147,19 +152,6 @@ def test_root_of_a_user_namespace(root: Path, monkeypatch: pytest.MonkeyPatch) -
     assert (found.state, found.remedy) == ("missing", "run this as root of the host itself")
     (root / "proc/self/uid_map").write_text("         0          0 4294967295\n")
     assert checked(root)["privileges"].state == "ok"
-
-
-@pytest.mark.root
-def test_record_and_doctor_agree_in_a_user_namespace() -> None:
-    said = {}
-    for words in (("record", "--wait", "--dry-run"), ("doctor", "--wait", "--json")):
-        command = ["unshare", "--user", "--map-root-user", sys.executable, "-m", "intxtrace", *words]
-        said[words[0]] = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert {process.returncode for process in said.values()} == {1}
-    found = json.loads(said["doctor"].stdout)["data"]
-    assert said["record"].stderr == f"intxtrace: {found['reason']}\n"
-    assert "root of the host itself" in found["reason"]
-    assert {check["name"]: check["state"] for check in found["checks"]}["privileges"] == "missing"
 
 
 @pytest.mark.usefixtures("no_vm")
@@ -350,6 +342,29 @@ def test_without_root(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mo
     found = agree(capsys)
     assert "needs root: run this with sudo" in found["reason"]
     assert "planned" in {probe["state"] for probe in found["probes"]}
+
+
+@pytest.mark.root
+@pytest.mark.usefixtures("one_vm")
+def test_without_the_types_of_modules(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """bpf_btf_get_next_id takes CAP_SYS_ADMIN, whatever else CAP_BPF allows."""
+
+    def refuse(_: object) -> dict[str, int]:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr("intxtrace.capture.kernel.module_btf_fds", refuse)
+    assert agree(capsys)["reason"].startswith(
+        "the kernel does not tell this process the types of its modules (Operation"
+    )
+
+
+def test_an_error_that_nobody_foresaw(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr("intxtrace.capture.session.Probes", fail)
+    assert doctor._try(True) == (files.sentence(OSError(24, "Too many open files")), None)
 
 
 @pytest.mark.root
