@@ -83,9 +83,8 @@ def export(
         if target.exists() and target.samefile(trace):
             raise IntxtraceError(f"{target} is the trace itself; write to another file")
         files.check_free(target, force=force)
-    filters = choice.resolve(opened.metadata, opened.tables, lambda: opened.begin_at)
-    if table == "events" and tabular:
-        _only_times(choice)
+    resolve = choice.resolve_times if table == "events" and tabular else choice.resolve
+    filters = resolve(opened.metadata, opened.tables, lambda: opened.begin_at)
     write = _writer(form, table, opened, filters)
     with _standard_output() if to_terminal else files.whole(target, force=force) as stream:
         note = write(stream)
@@ -94,13 +93,6 @@ def export(
     if note:
         output.note(note)
     output.note_end(opened)
-
-
-def _only_times(choice: Choice) -> None:
-    """Refuse the filters that cannot be told of a single event."""
-    for option in ("device", "vm", "path", "origin", "outcome", "min"):
-        if getattr(choice, option):
-            raise IntxtraceError(f"--{option} cannot be told of single events; leave it out, or export interrupts")
 
 
 @contextlib.contextmanager
@@ -129,11 +121,7 @@ def _write_table(stream: BinaryIO, form: str, table: str, trace: Trace, filters:
     writer = tables.writer(form, stream, columns)
     if table == "events":
         for events in output.watched(trace, trace.iter_events()):
-            if filters.begin_at is not None:
-                events = events[events["ts"] >= max(filters.begin_at, 0)]
-            if filters.end_at is not None:
-                events = events[events["ts"] < max(filters.end_at, 0)]
-            writer.write(tables.from_events(events, columns))
+            writer.write(tables.from_events(filters.cut(events), columns))
     else:
         output.note_compile(trace)
         for result in output.watched(trace, trace.iter_results()):

@@ -17,6 +17,8 @@ from intxtrace.errors import IntxtraceError
 from intxtrace.frames import ORIGINS, OUTCOMES, PATHS, STAGES
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     import pandas as pd
 
     from intxtrace.trace.metadata import Metadata
@@ -79,6 +81,14 @@ class Filters:
         for mask in keep:
             frame = frame[mask.reindex(frame.index).astype(bool)]
         return frame
+
+    def cut(self, events: npt.NDArray[np.void]) -> npt.NDArray[np.void]:
+        """Keep the events (dtype `events.RECORD`) of the wanted time; nothing else can be told of a single event."""
+        if self.begin_at is not None:
+            events = events[events["ts"] >= max(self.begin_at, 0)]
+        if self.end_at is not None:
+            events = events[events["ts"] < max(self.end_at, 0)]
+        return events
 
     def clip(self, first: int | None, last: int | None) -> tuple[int | None, int | None]:
         """Narrow a trace's first and last instant to the wanted time."""
@@ -230,6 +240,17 @@ class Choice:
             end_at=None if self.to is None else parse_instant(self.to, "--to", metadata, first),
             min_ns=None if self.min is None else parse_duration(self.min, "--min"),
         )
+
+    def resolve_times(self, metadata: Metadata, tables: Tables, begin_at: Callable[[], int | None]) -> Filters:
+        """Do as `resolve`, for single events.
+
+        Raises:
+            IntxtraceError: also a filter that cannot be told of a single event.
+        """
+        for option in ("device", "vm", "path", "origin", "outcome", "min"):
+            if getattr(self, option):
+                raise IntxtraceError(f"--{option} cannot be told of single events; leave it out, or export interrupts")
+        return self.resolve(metadata, tables, begin_at)
 
 
 def _one_of(what: str, known: tuple[str, ...]) -> Any:
