@@ -26,17 +26,18 @@ def devices(
     Of this host, or of a trace. Needs no bcc and attaches nothing; without root it sees only your own VMs. Which path
     INTx takes is expected from QEMU's command line here, and seen in a trace.
     """
-    from intxtrace.capture import devices as survey
-
     if trace is None:
-        found = survey.on_this_host()
+        from intxtrace.capture.devices import on_this_host
+
+        found = on_this_host()
     else:
+        from intxtrace.analysis.devices import in_a_trace
         from intxtrace.api import open_trace
         from intxtrace.cli import output
         from intxtrace.cli.filters import Filters
 
         opened = open_trace(trace)
-        found = survey.in_a_trace(opened.tables, output.summarised(opened, Filters()))
+        found = in_a_trace(opened.tables, output.summarised(opened, Filters()))
         output.note_end(opened)
     if as_json:
         from intxtrace.render import json
