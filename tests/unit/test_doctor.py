@@ -7,8 +7,6 @@ import io
 import json
 import os
 import shutil
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +15,12 @@ from rich.console import Console
 
 from intxtrace import files
 from intxtrace.__main__ import main
-from intxtrace.capture import bcc_import, doctor, host, remedies, session
+from intxtrace.capture import doctor, host, remedies, session
 from intxtrace.errors import IntxtraceError
 from intxtrace.host_results import Binary, Check, Diagnosis, FoundFunction, ProbeRow
 from intxtrace.render.host import print_diagnosis
 from intxtrace.trace.tables import Probe, Tables, Vm
+from tests.unit.sessions import FakeSession
 
 RELEASE = os.uname().release
 CONFIG = "".join(f"{name}=y\n" for name in doctor._OPTIONS) + "# CONFIG_DEBUG_INFO is not set\n"
@@ -53,27 +52,6 @@ def checked(root: Path, **options: bool) -> dict[str, Check]:
     found = list(doctor.checks(root, remedies.distribution(root), **options))
     assert len({check.name for check in found}) == len(found)
     return {check.name: check for check in found}
-
-
-@pytest.fixture
-def no_vm(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(host, "processes", lambda: [])
-
-
-@pytest.fixture
-def no_bcc(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    kept = {name: module for name, module in sys.modules.items() if name == "bcc" or name.startswith("bcc.")}
-    for name in kept:
-        del sys.modules[name]
-    monkeypatch.setattr(bcc_import, "_candidates", lambda: [])
-    yield
-    sys.modules.update(kept)
-
-
-@pytest.fixture
-def one_vm(monkeypatch: pytest.MonkeyPatch) -> None:
-    one = host.Process(4711, 1, "win10", Path("/proc/4711/exe"), ("qemu",), ("0000:01:00.0",))
-    monkeypatch.setattr(host, "processes", lambda: [one])
 
 
 @pytest.mark.usefixtures("one_vm")
@@ -269,25 +247,15 @@ def test_an_unknown_distribution_has_all_remedies(tmp_path: Path) -> None:
 # ---- the answer is record's own
 
 
-class FakeSession:
-    """A session on a host where everything works."""
-
-    def __init__(self, *_: object, say: object = None, **options: object) -> None:
-        handler = "vfio_pci_core:vfio_intx_handler"
-        self.tables = Tables(
-            probes=[
-                Probe(0, "vfio_intx_handler", ["HANDLER_ENTRY"], "attached", "fentry", handler),
-                Probe(1, "irqfd_wakeup", ["IRQFD_WAKEUP"], "fallback", "raw_tracepoint", "workqueue_queue_work"),
-                Probe(2, "enable_irq", ["ENABLE_IRQ"], "missing", reason="inlined"),
-            ],
-            vms=[Vm(0, pid=7, name="guest")],
-        )
-
-    def __enter__(self) -> FakeSession:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
+TABLES = Tables(
+    probes=[
+        Probe(0, "vfio_intx_handler", ["HANDLER_ENTRY"], "attached", "fentry", "vfio_pci_core:vfio_intx_handler"),
+        Probe(1, "irqfd_wakeup", ["IRQFD_WAKEUP"], "fallback", "raw_tracepoint", "workqueue_queue_work"),
+        Probe(2, "enable_irq", ["ENABLE_IRQ"], "missing", reason="inlined"),
+    ],
+    vms=[Vm(0, pid=7, name="guest")],
+)
+"""Of a host where everything works."""
 
 
 def statuses(capsys: pytest.CaptureFixture[str], *options: str) -> tuple[int, int, dict[str, Any], str]:
@@ -300,8 +268,8 @@ def statuses(capsys: pytest.CaptureFixture[str], *options: str) -> tuple[int, in
 
 
 def test_ready(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session, "Session", FakeSession)
-    monkeypatch.setattr(doctor, "Session", FakeSession)
+    for room in (session, doctor):
+        monkeypatch.setattr(room, "Session", lambda *_, **__: FakeSession(tables=TABLES))
     doctors, records, found, said = statuses(capsys)
     assert (doctors, records, found["ready"], found["reason"]) == (0, 0, True, None)
     assert [probe["state"] for probe in found["probes"]] == ["attached", "fallback", "missing"]

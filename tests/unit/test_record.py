@@ -8,61 +8,27 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import cast
 
-import numpy as np
 import pytest
 
 import intxtrace
 from intxtrace.__main__ import main
-from intxtrace.capture import bcc_import, host, recording
+from intxtrace.capture import bcc_import, recording
 from intxtrace.capture.recording import Limits, Stop, record
 from intxtrace.capture.ring import Events
-from intxtrace.capture.session import Counts, Selection, Session
+from intxtrace.capture.session import Selection, Session
 from intxtrace.cli.capturing import Capture
 from intxtrace.errors import IntxtraceError
-from intxtrace.events import RECORD, Kind
 from intxtrace.stalls import Trigger, parse
 from intxtrace.trace.kept import Kept
 from intxtrace.trace.metadata import Metadata
-from intxtrace.trace.tables import Tables, Vm
 from intxtrace.trace.writer import TraceWriter
 from tests.dsl import Trace
-
-
-class FakeSession:
-    """A session whose host makes ten events at each look."""
-
-    def __init__(self, on_take: Callable[[int], None] = lambda _: None) -> None:
-        self.tables = Tables(vms=[Vm(0, pid=1, name="guest")])
-        self.counts = Counts()
-        self.on_take = on_take
-        self.looks = 0
-        self.stopped = False
-
-    @property
-    def safe_at(self) -> int:
-        return self.counts.events
-
-    def take(self) -> Events:
-        self.looks += 1
-        self.on_take(self.looks)
-        return self._events(10)
-
-    def stop(self) -> Events:
-        self.stopped = True
-        return self._events(3)
-
-    def _events(self, number: int) -> Events:
-        events = np.zeros(number, RECORD)
-        events["kind"] = Kind.HANDLER_ENTRY
-        events["ts"] = np.arange(self.counts.events, self.counts.events + number)
-        self.counts.events += number
-        self.counts.interrupts += number
-        return events
+from tests.unit.sessions import FakeSession
 
 
 def recorded(path: Path, session: FakeSession, limits: Limits, stop: Stop | None = None) -> str:
@@ -131,23 +97,10 @@ def test_a_window_keeps_the_last_events_and_who_is_who(tmp_path: Path, age_ns: i
     assert set(trace.interrupts["bdf"]) == {"0000:01:00.0"}
 
 
-class AnySession(FakeSession):
-    """Stands in for `Session` on the command line."""
-
-    def __init__(self, *_: object, **__: object) -> None:
-        super().__init__()
-
-    def __enter__(self) -> AnySession:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-
 @pytest.fixture
 def any_session(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 0)
-    monkeypatch.setattr("intxtrace.capture.session.Session", AnySession)
+    monkeypatch.setattr("intxtrace.capture.session.Session", lambda *_, **__: FakeSession())
     monkeypatch.setattr("intxtrace.cli.capturing.prepare", lambda: None)
 
 
@@ -280,27 +233,6 @@ def fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-@pytest.fixture
-def no_vm(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(host, "processes", lambda: [])
-
-
-@pytest.fixture
-def one_vm(monkeypatch: pytest.MonkeyPatch) -> None:
-    one = host.Process(4711, 1, "win10", Path("/proc/4711/exe"), ("qemu",), ("0000:01:00.0",))
-    monkeypatch.setattr(host, "processes", lambda: [one])
-
-
-@pytest.fixture
-def no_bcc(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    kept = {name: module for name, module in sys.modules.items() if name == "bcc" or name.startswith("bcc.")}
-    for name in kept:
-        del sys.modules[name]
-    monkeypatch.setattr(bcc_import, "_candidates", lambda: [])
-    yield
-    sys.modules.update(kept)
 
 
 def test_without_root(here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
