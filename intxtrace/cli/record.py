@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import subprocess
@@ -91,7 +92,7 @@ def record(
 
     def say(sentence: str) -> None:
         if not quiet:
-            print(f"intxtrace: {printable(sentence, 4000)}", file=sys.stderr, flush=True)
+            _tell(f"intxtrace: {printable(sentence, 4000)}\n")
 
     stop = Stop()
     if dry_run:
@@ -223,12 +224,18 @@ class _CounterLine:
             f"{now - self._begun:6.0f} s  {counts.interrupts:,} interrupts ({rate:,.0f}/s)  "
             f"{counts.events:,} events  {counts.lost:,} lost"
         )
-        print(f"\r\033[K{text[:79]}", end="", file=sys.stderr, flush=True)
+        _tell(f"\r\033[K{text[:79]}")
         self._shown = True
 
     def end(self) -> None:
         if self._shown:
-            print(file=sys.stderr, flush=True)
+            _tell("\n")
+
+
+def _tell(text: str) -> None:
+    """Print on standard error. That a terminal is gone shows here before its SIGHUP is handled, and is no reason."""
+    with contextlib.suppress(OSError):
+        print(text, end="", file=sys.stderr, flush=True)
 
 
 def _duration(text: str, option: str = "--duration") -> float:

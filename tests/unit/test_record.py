@@ -8,10 +8,10 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pytest
 
@@ -170,7 +170,8 @@ def test_it_ends_with_its_command(tmp_path: Path) -> None:
         assert recorded(tmp_path / "a.intx", FakeSession(), Limits(command=child)) == "the command ended"
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.usefixtures("handlers")
 def test_it_ends_at_a_signal_and_keeps_everything(tmp_path: Path, number: signal.Signals) -> None:
     session = FakeSession(lambda look: signal.raise_signal(number) if look == 3 else None)
     assert recorded(tmp_path / "a.intx", session, Limits()) == number.name
@@ -178,13 +179,45 @@ def test_it_ends_at_a_signal_and_keeps_everything(tmp_path: Path, number: signal
     assert len(intxtrace.open_trace(tmp_path / "a.intx").events) == 33
 
 
-def test_the_handlers_are_put_back() -> None:
-    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@pytest.fixture
+def handlers() -> Iterator[list[Any]]:
+    """The handlers as they were, and are again."""
+    before = [signal.getsignal(number) for number in SIGNALS]
+    yield before
+    for number, handler in zip(SIGNALS, before, strict=True):
+        signal.signal(number, handler)
+
+
+def test_the_handlers_are_put_back(handlers: list[Any]) -> None:
     with Stop().listening():
-        assert signal.getsignal(signal.SIGINT) != before[0]
-    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+        assert not {signal.getsignal(number) for number in SIGNALS} & set(handlers)
+    assert [signal.getsignal(number) for number in SIGNALS] == handlers
 
 
+@pytest.mark.parametrize("raised", SIGNALS)
+def test_a_connection_that_breaks_at_the_end_breaks_nothing(raised: signal.Signals, handlers: list[Any]) -> None:
+    with Stop().listening() as stop:
+        signal.raise_signal(raised)
+        signal.raise_signal(signal.SIGHUP)
+    signal.raise_signal(signal.SIGHUP)
+    assert stop.reason == raised.name
+    assert [signal.getsignal(number) for number in SIGNALS[:2]] == handlers[:2]
+
+
+def test_what_nohup_runs_does_not_end() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Stop().listening() as stop:
+            signal.raise_signal(signal.SIGHUP)
+            assert not stop
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("handlers")
 def test_a_second_signal_is_not_held_back() -> None:
     with Stop().listening() as stop:
         signal.raise_signal(signal.SIGINT)
@@ -193,6 +226,7 @@ def test_a_second_signal_is_not_held_back() -> None:
             signal.raise_signal(signal.SIGINT)
 
 
+@pytest.mark.usefixtures("handlers")
 def test_a_sleep_does_not_outlast_a_signal() -> None:
     with Stop().listening() as stop:
         timer = threading.Timer(0.05, lambda: os.kill(os.getpid(), signal.SIGINT))
