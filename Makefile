@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/
 OUT := out
 
-.PHONY: help setup packages test lint demo lab lab-matrix lab-findings lab-recipes bench fuzz mutate clean
+.PHONY: help setup packages test lint demo man lab lab-matrix lab-findings lab-recipes bench fuzz mutate clean
 
 help:
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -36,6 +36,11 @@ demo: setup ## an HTML report of a real recorded trace
 	@$(RUN)intxtrace summary tests/traces/userspace-6.1.intx
 	@$(RUN)intxtrace report --force -o $(OUT)/demo.html tests/traces/userspace-6.1.intx
 	@echo "open it in a browser: file://$(CURDIR)/$(OUT)/demo.html"
+
+man: setup ## the manual page
+	@mkdir -p $(OUT)
+	@$(RUN)python man/generate.py $(OUT)/intxtrace.1
+	@man -l $(OUT)/intxtrace.1
 
 lab: setup packages ## boot the nested host, record a guest on each path, compare with the truth, report
 	@rm -rf $(OUT)/lab

@@ -9,7 +9,7 @@ from typing import Any
 
 import intxtrace
 from intxtrace.analysis import Analysis, Summary
-from intxtrace.capture.devices import in_a_trace
+from intxtrace.analysis.devices import in_a_trace
 from tests.lab.compare import Row
 from tests.lab.guest import SLOTS, Truth, setup_of
 
