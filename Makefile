@@ -52,6 +52,7 @@ lab-matrix: setup packages ## all guests on every kernel and QEMU of the lab
 	for kernel in 6.1 6.12; do for qemu in 7.2 10.0; do \
 	  $(RUN)python -m tests.lab truth --kernel $$kernel --qemu $$qemu --out $(OUT)/lab-matrix/$$kernel-$$qemu || exit 1; \
 	done; done
+	$(RUN)python -m tests.lab truth --kernel 7 --qemu 11 --out $(OUT)/lab-matrix/7-11
 
 lab-findings: setup packages ## guests with one thing wrong each: is it named, and nothing else; is what devices says so
 	@rm -rf $(OUT)/lab-findings
