@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/
 OUT := out
 
-.PHONY: help setup packages test lint demo man lab lab-matrix lab-findings bench fuzz mutate clean
+.PHONY: help setup packages test lint demo man lab lab-matrix lab-findings lab-recipes bench fuzz mutate clean
 
 help:
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -57,11 +57,16 @@ lab-findings: setup packages ## guests with one thing wrong each: is it named, a
 	@rm -rf $(OUT)/lab-findings
 	$(RUN)python -m tests.lab findings --out $(OUT)/lab-findings
 
+lab-recipes: setup packages ## every recipe beside intxtrace: does what it records import as the same interrupts
+	@rm -rf $(OUT)/lab-recipes
+	$(RUN)python -m tests.lab recipes --out $(OUT)/lab-recipes
+
 bench: setup packages ## benchmarks: each prints its figure beside a peer's from the same run
 	$(RUN)python -m tests.benchmarks
 
-fuzz: setup ## long property tests and damaged files
-	INTXTRACE_FUZZ=100000 $(RUN)python -m pytest tests/fuzz tests/unit/test_reconstruct.py tests/unit/test_trace.py
+fuzz: setup ## 100,000 damaged copies of a recording for each importer, and long property tests (half an hour)
+	$(RUN)python -m tests.fuzz.run
+	INTXTRACE_FUZZ=1 $(RUN)python -m pytest tests/unit/test_reconstruct.py tests/unit/test_trace.py
 
 mutate: setup ## break every rule of the state machine, one at a time: which breaks does no test notice?
 	$(RUN)python -m tests.mutate
