@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
+from intxtrace.units import count, duration
+
 STAGES = {
     "masked_ns": "masked time",
     "signal_ns": "signal",
@@ -67,6 +69,16 @@ DEFINITIONS = (
         "p99.99 is left out below 10,000 interrupts. Only complete interrupts are in it.",
     ),
 )
+
+
+def probe_cost(attach_ns: int | None, run_ns: int | None, runs: int | None) -> str:
+    """Say what a probe costs a call of what it watches: being watched, and its programs. Empty: not measured."""
+    if attach_ns is None and run_ns is None:
+        return ""
+    watched = "not known" if attach_ns is None else duration(attach_ns)
+    if run_ns is None:
+        return f"costs a call {watched}, and its programs' time"
+    return f"costs a call {watched} + {duration(run_ns)} (mean of {count(runs)})"
 
 
 def wall_clock(ns: int | None) -> str:

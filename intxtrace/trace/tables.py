@@ -50,6 +50,13 @@ class Probe(Row):
     """Where it is missing or a fallback: why."""
     optional: bool = False
     """Kernels without what it watches are normal."""
+    attach_ns: int | None = None
+    """What being watched costs a call of its target (entry and return, where it watches both), without the programs'
+    own time: measured on the host with a program that does nothing. Null: not measured."""
+    run_ns: int | None = None
+    """Mean time of its programs for one call. Null: not measured, or it never ran while it was."""
+    runs: int | None = None
+    """Of so many calls, also such as concerned nobody that is traced. Null: not measured."""
 
     @property
     def standing(self) -> str:
