@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 from intxtrace.units import count, duration
+
+if TYPE_CHECKING:
+    from intxtrace.analysis.results import PathOverhead
 
 STAGES = {
     "masked_ns": "masked time",
@@ -79,6 +83,17 @@ def probe_cost(attach_ns: int | None, run_ns: int | None, runs: int | None) -> s
     if run_ns is None:
         return f"costs a call {watched}, and its programs' time"
     return f"costs a call {watched} + {duration(run_ns)} (mean of {count(runs)})"
+
+
+def path_overhead(found: PathOverhead) -> str:
+    """Say what the probes cost an interrupt of a path."""
+    if found.probes_ns is None:
+        return f"{found.path} not measured"
+    text = f"{found.path} about {duration(found.probes_ns)}"
+    if found.masked_ns is None or found.share is None:
+        return text
+    percent = "under 1" if found.share < 0.01 else f"{100 * found.share:,.0f}"
+    return f"{text} of {duration(found.masked_ns)} ({percent} %)"
 
 
 def wall_clock(ns: int | None) -> str:
