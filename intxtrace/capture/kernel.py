@@ -181,10 +181,8 @@ def _object_info(fd: int, info: bytearray) -> None:
 class ProgramInfo(NamedTuple):
     """What the kernel counts of a program: of struct bpf_prog_info (include/uapi/linux/bpf.h)."""
 
-    run_time_ns: int
-    """In all runs while statistics were on, the reading of the clock included."""
     runs: int
-    """Of those."""
+    """While statistics were on."""
     recursion_misses: int
     """Runs that were skipped because it ran on that CPU already (Linux 5.12, 9ed9e9ba2337); 0 before."""
 
@@ -195,12 +193,12 @@ def program_info(program: int) -> ProgramInfo:
     try:
         _object_info(program, info)
     except OSError:
-        return ProgramInfo(0, 0, 0)
-    return ProgramInfo(*(int.from_bytes(info[at : at + 8], "little") for at in (192, 200, 208)))
+        return ProgramInfo(0, 0)
+    return ProgramInfo(*(int.from_bytes(info[at : at + 8], "little") for at in (200, 208)))
 
 
 def enable_statistics() -> int:
-    """Let the kernel time every run of every BPF program until the file descriptor that is returned is closed.
+    """Let the kernel count the runs of all BPF programs, until the file descriptor that is returned is closed.
 
     BPF_ENABLE_STATS (Linux 5.8, d46edd671a14); what kernel.bpf_stats_enabled says stays as it is.
 

@@ -11,10 +11,11 @@ A uprobe costs what the first instruction of its function makes it cost: the ker
 (push_setup_xol_ops, arch/x86/kernel/uprobes.c), and single-steps others with two more exceptions, at many times the
 price. So the code that is timed begins as the probed function does.
 
-**The run time** (`Probe.run_ns`) is the kernel's own measure (BPF_ENABLE_STATS), from the first event until
-`ENOUGH_INTERRUPTS` have been seen or `ENOUGH_NS` are over. It is bounded because the kernel then times every BPF
-program of the host, at some tens of ns a run; the mean includes the reading of the clock. Runs that concern nobody who
-is traced (other eventfds, other VMs) are in the mean: they are shorter.
+**The run time** (`Probe.run_ns`) the programs measure themselves (bpf/intxtrace.c: run_begin, run_end), each run that
+concerns somebody who is traced, from the first event until `ENOUGH_INTERRUPTS` have been seen or `ENOUGH_NS` are over:
+to read the clock twice costs some tens of ns a run. The kernel has such a measure (BPF_ENABLE_STATS), but it would time
+every BPF program of the host, and its mean is of all runs: those of other eventfds and VMs, which return at once, are
+most of them, and would hide what an interrupt pays.
 """
 
 from __future__ import annotations
@@ -58,11 +59,12 @@ _SLOT = 64
 """Bytes for each body of code: they share no cache line."""
 
 _CALLS = 100
-"""A batch."""
-_BATCHES = 20
+"""A batch, at most …"""
+_BATCH_NS = 50_000
+"""… and about so long, or a single call: of many short batches some are left alone, however busy the host."""
+_PHASE_NS = 5_000_000
+"""So long batches are timed, `_LEAST` at least: without, with and again without the probe."""
 _LEAST = 3
-_PHASE_NS = 15_000_000
-"""After so long a phase has no further batch, if it has `_LEAST`: emulated machines are slow."""
 
 _PUSHES = (*(f"{byte:02x}" for byte in range(0x50, 0x58)), *(f"41{byte:02x}" for byte in range(0x50, 0x58)))
 _CODE = (
@@ -133,7 +135,11 @@ class Calibration:
         if self._own is None:
             self._own = _OwnCode()
         probed, plain, held = self._own.probe(body)
-        return _difference(_batches(probed), _batches(plain)) if _ran(probed, [held]) else None
+        if not _ran(probed, [held]):
+            return None
+        calls = _batch_size(probed)
+        before = _batches(plain, calls)
+        return _difference(_batches(probed, calls), before + _batches(plain, calls), calls)
 
 
 def _body(begin: str) -> bytes:
@@ -153,6 +159,7 @@ class _OwnCode:
         self._held: list[Attached] = []
         code = b"".join(body.ljust(_SLOT, b"\x90") * 2 for _, body in _CODE)
         self._fd = os.memfd_create("intxtrace-calibration")
+        self.path = Path(f"/proc/self/fd/{self._fd}")
         try:
             os.write(self._fd, code.ljust(mmap.PAGESIZE, b"\x90"))
             # Uprobes are put into private mappings alone (valid_vma, kernel/events/uprobes.c).
@@ -168,8 +175,7 @@ class _OwnCode:
             OSError: the kernel takes no uprobe here.
         """
         offset = 2 * _SLOT * [code for _, code in _CODE].index(body)
-        path = Path(f"/proc/self/fd/{self._fd}")
-        held = attach.to_uprobe(RETURN_0, f"calibration{offset}", path, offset, os.getpid())
+        held = attach.to_uprobe(RETURN_0, f"calibration{offset}", self.path, offset, os.getpid())
         self._held.append(held)
         address = int(np.frombuffer(self._page, np.uint8).ctypes.data) + offset
         function = ct.CFUNCTYPE(None)
@@ -190,17 +196,17 @@ def _of_kernel(methods: tuple[str, ...], function: Function | None) -> int | Non
     """
     if signal.getitimer(signal.ITIMER_VIRTUAL) != (0.0, 0.0):
         return None  # somebody's timer: it must not be touched
-    plain = _batches(_set_no_timer)
+    calls = _batch_size(_set_no_timer)
+    plain = _batches(_set_no_timer, calls)
     with contextlib.ExitStack() as until_measured:
         held = []
         for method in methods:
             one = _attach(method, function)
             until_measured.callback(one.detach)
             held.append(one)
-        probed = _batches(_set_no_timer)
+        probed = _batches(_set_no_timer, calls)
         ran = _ran(_set_no_timer, held)
-    plain += _batches(_set_no_timer)
-    return _difference(probed, plain) if ran else None
+    return _difference(probed, plain + _batches(_set_no_timer, calls), calls) if ran else None
 
 
 def _attach(method: str, function: Function | None) -> Attached:
@@ -217,21 +223,29 @@ def _set_no_timer() -> None:
     signal.setitimer(signal.ITIMER_VIRTUAL, 0.0)
 
 
-def _batches(call: _Call) -> list[int]:
-    """Time batches of `_CALLS` calls, in ns of this thread's CPU time each."""
+def _batch(call: _Call, calls: int) -> int:
+    """Time so many calls, in ns of this thread's CPU time."""
+    begun = time.thread_time_ns()
+    for _ in itertools.repeat(None, calls):
+        call()
+    return time.thread_time_ns() - begun
+
+
+def _batch_size(call: _Call) -> int:
+    return min(max(_BATCH_NS // max(min(_batch(call, 1) for _ in range(_LEAST)), 1), 1), _CALLS)
+
+
+def _batches(call: _Call, calls: int) -> list[int]:
     times: list[int] = []
     end = time.monotonic_ns() + _PHASE_NS
-    while len(times) < _LEAST or (len(times) < _BATCHES and time.monotonic_ns() < end):
-        begun = time.thread_time_ns()
-        for _ in itertools.repeat(None, _CALLS):
-            call()
-        times.append(time.thread_time_ns() - begun)
+    while len(times) < _LEAST or time.monotonic_ns() < end:
+        times.append(_batch(call, calls))
     return times
 
 
-def _difference(probed: list[int], plain: list[int]) -> int | None:
+def _difference(probed: list[int], plain: list[int], calls: int) -> int | None:
     """Return what the probe adds to a call, in ns; None if it is nothing: too little for the clock of this host."""
-    cost = round((min(probed) - min(plain)) / _CALLS)
+    cost = round((min(probed) - min(plain)) / calls)
     return cost if cost > 0 else None
 
 
@@ -261,13 +275,12 @@ def statistics() -> Iterator[None]:
 
 
 class RunTimes:
-    """The kernel's measure of the probes' programs, over a bounded part of a recording."""
+    """How long the probes' programs run, over a bounded part of a recording."""
 
     def __init__(self, probes: Probes) -> None:
         """Measure nothing yet."""
         self._probes = probes
-        self._fd = -1
-        self._began_ns = 0
+        self._began_ns: int | None = None
         self._over = False
 
     def watch(self, events: Events, interrupts: int) -> None:
@@ -279,33 +292,29 @@ class RunTimes:
         """
         if self._over:
             return
-        if self._fd < 0:
+        if self._began_ns is None:
             if not np.all(np.isin(events["kind"], list(STREAM_KINDS))):
                 self.begin()
         elif interrupts >= ENOUGH_INTERRUPTS or time.monotonic_ns() - self._began_ns >= ENOUGH_NS:
             self.finish()
 
     def begin(self) -> None:
-        """Let the kernel measure; where it does not, the run times stay unknown."""
+        """Let the programs time themselves."""
         self._began_ns = time.monotonic_ns()
-        try:
-            self._fd = kernel.enable_statistics()
-        except OSError:
-            self._over = True
+        self._probes.time_runs(True)
 
     def finish(self) -> None:
         """End it, if it has begun, and write what was found into the probe table. A second call does nothing."""
-        if self._fd >= 0:
+        if self._began_ns is not None and not self._over:
+            self._probes.time_runs(False)
             for row in self._probes.table:
-                take_runs(row, [kernel.program_info(one.program) for one in self._probes.programs(row.id)])
-            os.close(self._fd)
-            self._fd = -1
+                take_runs(row, self._probes.timed(row.id))
         self._over = True
 
 
-def take_runs(row: Probe, found: list[kernel.ProgramInfo]) -> None:
-    """Write into a probe's row what the kernel counted of its programs: those of one call, its entry and return."""
+def take_runs(row: Probe, found: list[tuple[int, int]]) -> None:
+    """Write into a probe's row what was measured of its programs (ns, runs): of one call, its entry and return."""
     if not found:
         return
-    row.runs = min(one.runs for one in found)
-    row.run_ns = round(sum(one.run_time_ns / one.runs for one in found)) if row.runs else None
+    row.runs = min(runs for _, runs in found)
+    row.run_ns = round(sum(ns / runs for ns, runs in found)) if row.runs else None

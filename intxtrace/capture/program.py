@@ -39,6 +39,8 @@ class _Program:
     held: Attached
     kind: int
     """The event kind that a missed run of it would have made."""
+    number: int
+    """Its place in the map `costs`."""
     missed: int = 0
     """Runs that the kernel skipped, up to the last look."""
 
@@ -124,7 +126,7 @@ class Probes:
             symbols = kernel.kernel_symbols(wanted_symbols())
             demoted = frozenset() if _takes_fentry(btf) else frozenset(spec.name for spec in CATALOGUE)
             while True:
-                plan = Planner(btf, symbols, demoted).plan(bar, ring_bytes)
+                self._plan = plan = Planner(btf, symbols, demoted).plan(bar, ring_bytes)
                 self.bpf = compile_source(plan.source)
                 self.table = plan.probes
                 failed = self._attach_kernel(plan, btf)
@@ -203,7 +205,10 @@ class Probes:
             held = attach.to_tracepoint(code, name, target)
         else:
             held = attach.to_kprobe(code, name, target, planned.method, planned.module)
-        self._attached.setdefault(row.id, []).append(_Program(held, int(Kind[row.kinds[0]])))
+        self._keep(row, held, self._plan.numbers[name])
+
+    def _keep(self, row: Probe, held: Attached, number: int) -> None:
+        self._attached.setdefault(row.id, []).append(_Program(held, int(Kind[row.kinds[0]]), number))
 
     def attach_qemu(self, binary: QemuBinary) -> list[Probe]:
         """Attach the QEMU probes to one more binary; return its rows, which are also in `table`."""
@@ -238,7 +243,7 @@ class Probes:
     def _attach_uprobe(self, row: Probe, spec: QemuSpec, function: QemuFunction, binary: QemuBinary, slot: int) -> None:
         code = _patch_slot(self._code(f"q_{spec.name}"), slot)
         held = attach.to_uprobe(code, f"q_{spec.name}_{slot}", binary.path, function.offset)
-        self._attached.setdefault(row.id, []).append(_Program(held, int(Kind[row.kinds[0]])))
+        self._keep(row, held, self._plan.numbers[f"q_{spec.name}"] + self._plan.qemu_programs * slot)
 
     def misses(self) -> list[tuple[int, int]]:
         """Return (kind, count) of the runs that the kernel skipped since the last call."""
@@ -263,6 +268,18 @@ class Probes:
         for row in self.table:
             if row.attach_ns is None:
                 row.attach_ns = self.calibration.cost(self.programs(row.id))
+
+    def time_runs(self, on: bool) -> None:
+        """Let the programs time their own runs, or no longer."""
+        self.bpf[b"timing"][ct.c_int(0)] = ct.c_uint32(on)
+
+    def timed(self, row: int) -> list[tuple[int, int]]:
+        """Return of each program of a probe: ns in all runs that were timed and concerned somebody traced, and runs."""
+        found = []
+        for one in self._attached.get(row, ()):
+            by_cpu = self.bpf[b"costs"][ct.c_int(one.number)]
+            found.append((sum(cost.ns for cost in by_cpu), sum(cost.runs for cost in by_cpu)))
+        return found
 
     def stop(self) -> None:
         """Detach every probe; the maps and the count of missed runs stay readable."""

@@ -54,9 +54,10 @@ class Probe(Row):
     """What being watched costs a call of its target (entry and return, where it watches both), without the programs'
     own time: measured on the host with a program that does nothing. Null: not measured."""
     run_ns: int | None = None
-    """Mean time of its programs for one call. Null: not measured, or it never ran while it was."""
+    """Mean time of its programs for one call that concerns somebody who is traced, measured at the beginning of the
+    recording. Null: not measured, or there was none."""
     runs: int | None = None
-    """Of so many calls, also such as concerned nobody that is traced. Null: not measured."""
+    """Of so many calls. Null: not measured."""
 
     @property
     def standing(self) -> str:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes as ct
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import pytest
@@ -14,12 +14,13 @@ from intxtrace.capture import attach, kernel, overhead
 from intxtrace.capture.attach import Attached
 from intxtrace.capture.btf import Btf, Function
 from intxtrace.capture.host import installed_qemu
-from intxtrace.capture.overhead import RETURN_0, Calibration, RunTimes, setitimer, statistics
-from intxtrace.capture.program import Probes, _takes_fentry
+from intxtrace.capture.overhead import Calibration, RunTimes, setitimer, statistics
+from intxtrace.capture.program import Probes, _patch_slot, _Program, _takes_fentry
 from intxtrace.capture.qemu_functions import find_functions
 from intxtrace.capture.ring import own_event
 from intxtrace.events import Kind
 from intxtrace.trace.tables import Probe
+from tests.native.getppid import KIND, Getppid
 
 pytestmark = pytest.mark.root
 
@@ -125,9 +126,8 @@ def test_the_kernel_counts_every_run_and_only_while_it_is_asked_to() -> None:
                         probed()
                         plain()
                 probed()
-                counted.append(kernel.program_info(held.program))
-            assert [info.runs for info in counted] == [7, 30]
-            assert counted[0].run_time_ns < counted[1].run_time_ns
+                counted.append(kernel.program_info(held.program).runs)
+            assert counted == [7, 30]
     finally:
         own.close()
 
@@ -146,52 +146,84 @@ def test_every_attached_probe_has_a_cost_and_no_other() -> None:
         assert {row.run_ns for row in probes.table} == {row.runs for row in probes.table} == {None}
 
 
-class Watched:
-    """As much of `Probes` as the run times need: a probe on code of this process, and one on what never happens."""
+class Timed:
+    """A real program on a real ring, as the only probe."""
 
-    def __init__(self) -> None:
-        self.own = overhead._OwnCode()
-        self.call, _, called = self.own.probe(BODIES[0])
-        self.silent = attach.to_tracepoint(RETURN_0, "silent", "kvm_msi_set_irq")
-        self.table = [Probe(0, "called"), Probe(1, "silent"), Probe(2, "missing")]
-        self._programs = {0: [called], 1: [self.silent]}
+    def __init__(self, probe: Getppid) -> None:
+        self.probe = probe
+        self.probes = object.__new__(Probes)
+        self.probes.bpf = probe.bpf
+        self.probes.table = [Probe(0, "getppid"), Probe(1, "missing")]
+        self.probes._attached = {0: [_Program(Attached(-1, "raw_tracepoint", "sys_enter"), int(KIND), 0)]}
 
-    def programs(self, row: int) -> list[Attached]:
-        return self._programs.get(row, [])
-
-    def close(self) -> None:
-        self.silent.detach()
-        self.own.close()
+    def call(self, calls: int) -> None:
+        self.probe.start(calls)
+        self.probe.finish()
 
 
-def test_run_times_are_taken_from_the_first_event_to_the_last_that_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
-    probes = Watched()
-    run_times = RunTimes(cast(Probes, probes))
-    hit, note = own_event(Kind.KVM_EOI, 1), own_event(Kind.PROBE, 1)
-    try:
-        for events, interrupts in ((note[:0], 0), (note, 0), (hit, 0), (hit, overhead.ENOUGH_INTERRUPTS - 1)):
-            probes.call()  # counted once the first event was seen: at the last of these four
-            run_times.watch(events, interrupts)
-        for _ in range(9):
-            probes.call()
-        assert probes.table[0].runs is None
+def test_run_times_are_taken_from_the_first_event_until_there_was_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    hit, note = own_event(KIND, 1), own_event(Kind.PROBE, 1)
+    with Getppid(1 << 16) as probe:
+        timed = Timed(probe)
+        row, missing = timed.probes.table
+        run_times = RunTimes(timed.probes)
+        for events in (note[:0], note):
+            timed.call(5)
+            run_times.watch(events, 0)  # no probe was hit yet
+        run_times.watch(hit, 1)
+        timed.call(1_003)
+        run_times.watch(hit, overhead.ENOUGH_INTERRUPTS - 1)
+        timed.call(4)
+        assert timed.probes.table[0].runs is None
         run_times.watch(note[:0], overhead.ENOUGH_INTERRUPTS)
-        probes.call()
+        timed.call(5)
         run_times.watch(np.concatenate([hit, hit]), overhead.ENOUGH_INTERRUPTS + 2)
-        called, silent, missing = probes.table
-        assert called.runs == 10
-        assert called.run_ns is not None
-        assert called.run_ns > 0
-        assert (silent.runs, silent.run_ns) == (0, None)
+        run_times.finish()
+        # Every system call of every process ran the program meanwhile: those are not in it, and lost events are.
+        assert (row.runs, probe.emitted) == (1_007, 1_022)
+        assert probe.lost > 0
+        assert row.run_ns is not None
+        assert row.run_ns > 0
         assert (missing.runs, missing.run_ns) == (None, None)
 
         monkeypatch.setattr(overhead, "ENOUGH_NS", 0)
-        bounded = RunTimes(cast(Probes, probes))
+        bounded = RunTimes(timed.probes)
         bounded.watch(hit, 1)
-        probes.call()
+        timed.call(7)
         bounded.watch(note[:0], 1)
-        probes.call()
+        timed.call(5)
         bounded.finish()
-        assert probes.table[0].runs == 11
-    finally:
-        probes.close()
+        assert row.runs == 1_014
+
+
+def test_nothing_is_timed_before_it_is_asked_for() -> None:
+    with Getppid(1 << 16) as probe:
+        timed = Timed(probe)
+        timed.call(9)
+        assert timed.probes.timed(0) == [(0, 0)]
+        RunTimes(timed.probes).finish()
+        assert timed.probes.table[0].runs is None
+
+
+def test_each_binary_has_run_times_of_its_own() -> None:
+    own = overhead._OwnCode()
+    with Probes(ring_bytes=1 << 16) as probes:
+        called, _, _ = own.probe(BODIES[0])
+        rows = {slot: Probe(900 + slot, kinds=["QEMU_INTERRUPT"]) for slot in (0, 3)}
+        for slot, row in rows.items():
+            code = _patch_slot(probes._code("q_vfio_intx_interrupt"), slot)
+            held = attach.to_uprobe(code, f"slot{slot}", own.path, 0, os.getpid())
+            probes._keep(row, held, probes._plan.numbers["q_vfio_intx_interrupt"] + probes._plan.qemu_programs * slot)
+        probes.time_runs(True)
+        for _ in range(5):
+            called()
+        probes._detach_row(900)
+        for _ in range(2):
+            called()
+        ((ns, runs),) = probes.timed(903)
+        assert runs == 7
+        assert ns > 0
+        numbers = [probes._plan.numbers["q_vfio_intx_interrupt"] + probes._plan.qemu_programs * n for n in range(64)]
+        by_slot = [sum(cost.runs for cost in probes.bpf[b"costs"][ct.c_int(number)]) for number in numbers]
+        assert {slot: runs for slot, runs in enumerate(by_slot) if runs} == {0: 5, 3: 7}
+    own.close()

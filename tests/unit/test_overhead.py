@@ -15,7 +15,6 @@ from intxtrace.analysis import Summary, analyse
 from intxtrace.analysis.inventory import inventory
 from intxtrace.analysis.overhead import HOT_PATH, overhead
 from intxtrace.analysis.results import PathOverhead
-from intxtrace.capture.kernel import ProgramInfo
 from intxtrace.capture.overhead import _body, _difference, take_runs
 from intxtrace.events import Kind
 from intxtrace.render.html import write_report
@@ -37,20 +36,20 @@ def test_the_code_that_is_timed_begins_as_the_function_does() -> None:
 
 
 def test_the_quickest_batches_are_held_against_each_other() -> None:
-    assert _difference([100_000, 12_000, 15_400], [9_000, 9_900, 70_000]) == 30
-    assert _difference([9_000], [9_000]) is None
-    assert _difference([8_000], [9_000]) is None
+    assert _difference([100_000, 12_000, 15_400], [9_000, 9_900, 70_000], 100) == 30
+    assert _difference([9_000], [9_000], 1) is None
+    assert _difference([8_000], [9_000], 1) is None
 
 
 def test_runs_of_entry_and_return_are_those_of_one_call() -> None:
     row = Probe(0)
     take_runs(row, [])
     assert (row.runs, row.run_ns) == (None, None)
-    take_runs(row, [ProgramInfo(0, 0, 0)])
+    take_runs(row, [(0, 0)])
     assert (row.runs, row.run_ns) == (0, None)
-    take_runs(row, [ProgramInfo(4_000, 10, 0), ProgramInfo(1_800, 9, 0)])
+    take_runs(row, [(4_000, 10), (1_800, 9)])
     assert (row.runs, row.run_ns) == (9, 600)
-    take_runs(row, [ProgramInfo(4_000, 10, 0), ProgramInfo(0, 0, 0)])
+    take_runs(row, [(4_000, 10), (0, 0)])
     assert (row.runs, row.run_ns) == (0, None)
 
 
@@ -59,7 +58,7 @@ def test_a_trace_keeps_what_was_found_while_it_was_written(tmp_path: Path) -> No
     path = tmp_path / "a.intx"
     with intxtrace.trace.writer.TraceWriter(path, METADATA) as writer:
         writer.write(some_events(3), known)
-        take_runs(known.probes[0], [ProgramInfo(900, 3, 0)])
+        take_runs(known.probes[0], [(900, 3)])
         known.probes[0].attach_ns = 57
         writer.write(some_events(2), known)
     first, second = intxtrace.open_trace(path).tables.probes
