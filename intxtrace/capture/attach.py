@@ -30,19 +30,22 @@ class Attached:
 
     def detach(self) -> None:
         """Detach and unload the program."""
-        lib = import_bcc().lib
-        if self.link >= 0:
-            if self.event:
-                lib.bpf_close_perf_event_fd(self.link)
-            else:
-                os.close(self.link)
         if self.event:
-            # Where perf_event_open refuses a probe, bcc makes a named event in tracefs.
-            for file, remove in (("kprobe_events", lib.bpf_detach_kprobe), ("uprobe_events", lib.bpf_detach_uprobe)):
-                with contextlib.suppress(OSError):
-                    if self.event in (Path("/sys/kernel/tracing") / file).read_text():
-                        remove(self.event.encode())
+            _remove(self.link, self.event)
+        elif self.link >= 0:
+            os.close(self.link)
         os.close(self.program)
+
+
+def _remove(link: int, event: str) -> None:
+    lib = import_bcc().lib
+    if link >= 0:
+        lib.bpf_close_perf_event_fd(link)
+    # Where perf_event_open refuses a probe, bcc makes a named event in tracefs.
+    for file, remove in (("kprobe_events", lib.bpf_detach_kprobe), ("uprobe_events", lib.bpf_detach_uprobe)):
+        with contextlib.suppress(OSError):
+            if event in (Path("/sys/kernel/tracing") / file).read_text():
+                remove(event.encode())
 
 
 def to_tracepoint(code: bytes, name: str, target: str) -> Attached:

@@ -60,7 +60,7 @@ _SLOT = 64
 
 _CALLS = 100
 """A batch, at most …"""
-_BATCH_NS = 50_000
+_BATCH_NS = 200_000
 """… and about so long, or a single call: of many short batches some are left alone, however busy the host."""
 _PHASE_NS = 5_000_000
 """So long batches are timed, `_LEAST` at least: without, with and again without the probe."""
