@@ -79,9 +79,9 @@ def probe_cost(attach_ns: int | None, run_ns: int | None, runs: int | None) -> s
     """Say what a probe costs a call of what it watches: being watched, and its programs. Empty: not measured."""
     if attach_ns is None and run_ns is None:
         return ""
-    watched = "not known" if attach_ns is None else duration(attach_ns)
+    watched = "an unknown time" if attach_ns is None else duration(attach_ns)
     if run_ns is None:
-        return f"costs a call {watched}, and its programs' time"
+        return f"costs a call {watched} and its run time"
     return f"costs a call {watched} + {duration(run_ns)} (mean of {count(runs)})"
 
 

@@ -160,9 +160,9 @@ def test_every_hit_names_a_kind_and_a_reason() -> None:
 def test_words() -> None:
     assert probe_cost(None, None, None) == ""
     assert probe_cost(None, None, 0) == ""
-    assert probe_cost(71, None, 0) == "costs a call 71 ns, and its programs' time"
+    assert probe_cost(71, None, 0) == "costs a call 71 ns and its run time"
     assert probe_cost(71, 412, 1_024) == "costs a call 71 ns + 412 ns (mean of 1,024)"
-    assert probe_cost(None, 412, 9) == "costs a call not known + 412 ns (mean of 9)"
+    assert probe_cost(None, 412, 9) == "costs a call an unknown time + 412 ns (mean of 9)"
     assert path_overhead(PathOverhead("kernel", 6_100, 41_000, 0.1488)) == "kernel about 6.10 µs of 41.0 µs (15 %)"
     assert path_overhead(PathOverhead("kernel", 61, 41_000, 0.0015)) == "kernel about 61 ns of 41.0 µs (under 1 %)"
     assert path_overhead(PathOverhead("kernel", 90_000, 41_000, 2.1951)) == "kernel about 90.0 µs of 41.0 µs (220 %)"
