@@ -62,11 +62,14 @@ struct binary {
   u64 device; /* offset of VFIODevice in VFIOPCIDevice */
   u64 pending; /* offset of the pending flag from the EOI function's argument, 0: every call is real */
 };
-/* The runs of a program that concerned somebody who is traced. */
+/* The runs of a program that concerned somebody who is traced: how many, and how long the latest took. */
+#define SAMPLES 32
 struct cost {
-  u64 ns, runs;
+  u64 runs;
+  u64 ns[SAMPLES];
 };
 #define BINARIES 64
+#define TIMED_BINARIES 8
 BPF_RINGBUF_OUTPUT(events, RING_PAGES);
 BPF_PERCPU_ARRAY(losses, u64, 64); /* by kind */
 BPF_ARRAY(lost_total, u64, 1);
@@ -86,7 +89,7 @@ BPF_HASH(bars, struct qemu_key, struct bar_count, 4096);
 BPF_HASH(offsets, struct offset_key, u64, 8192); /* full: accesses at further offsets are in the totals alone */
 BPF_ARRAY(binaries, struct binary, BINARIES);
 BPF_ARRAY(timing, u32, 1); /* 1: the programs are timed */
-BPF_PERCPU_ARRAY(costs, struct cost, PROGRAMS + BINARIES * QEMU_PROGRAMS);
+BPF_PERCPU_ARRAY(costs, struct cost, PROGRAMS + (TIMED_BINARIES - 1) * QEMU_PROGRAMS);
 
 struct fields {
   u64 device, link, link2, vm, arg0, arg1;
@@ -107,10 +110,8 @@ static __always_inline void run_end(u64 began, int concerned, int program) {
   if (!began || !concerned)
     return;
   struct cost *cost = costs.lookup(&program);
-  if (cost) {
-    cost->ns += bpf_ktime_get_ns() - began;
-    ++cost->runs;
-  }
+  if (cost)
+    cost->ns[cost->runs++ & (SAMPLES - 1)] = bpf_ktime_get_ns() - began;
 }
 
 /* Makes an event; 1, which the on_*() functions return where the run concerned somebody who is traced. */

@@ -129,8 +129,8 @@ class ProbeRow:
     attach_ns: int | None = None
     """What being watched costs a call of the target on this host, without the probe's programs; null: not measured."""
     run_ns: int | None = None
-    """Mean time of its programs for a call that concerned a traced device, in the moment that it was attached; null if
-    there was none."""
+    """Median time of its programs for a call that concerned a traced device, in the moment that it was attached; null
+    if there was none."""
     runs: int | None = None
     """How many there were; null: nobody counted."""
 

@@ -420,8 +420,8 @@ class ProbeState:
     attach_ns: int | None = None
     """What being watched cost a call of its target, without its programs: measured on the host; null: not measured."""
     run_ns: int | None = None
-    """Mean time of its programs for a call that concerned somebody traced, at the beginning of the recording; null: not
-    measured, or there was none."""
+    """Median time of its programs for a call that concerned somebody traced, at the beginning of the recording; null:
+    not measured, or there was none."""
     runs: int | None = None
     """Of so many calls."""
 

@@ -13,9 +13,10 @@ price. So the code that is timed begins as the probed function does.
 
 **The run time** (`Probe.run_ns`) the programs measure themselves (bpf/intxtrace.c: run_begin, run_end), each run that
 concerns somebody who is traced, from the first event until `ENOUGH_INTERRUPTS` have been seen or `ENOUGH_NS` are over:
-to read the clock twice costs some tens of ns a run. The kernel has such a measure (BPF_ENABLE_STATS), but it would time
-every BPF program of the host, and its mean is of all runs: those of other eventfds and VMs, which return at once, are
-most of them, and would hide what an interrupt pays.
+to read the clock twice costs some tens of ns a run. It is the median of the latest runs on each CPU, for some are
+interrupted. The kernel has such a measure (BPF_ENABLE_STATS), but it would time every BPF program of the host, and its
+mean is of all runs: those of other eventfds and VMs, which return at once, are most of them, and would hide what an
+interrupt pays.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import itertools
 import mmap
 import os
 import signal
+import statistics
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -251,7 +253,7 @@ def _difference(probed: list[int], plain: list[int], calls: int) -> int | None:
 
 def _ran(call: _Call, held: list[Attached]) -> bool:
     """Whether each program runs when the call is made: Debian's 6.12 attaches some that never do."""
-    with statistics():
+    with counting_runs():
         before = [kernel.program_info(one.program).runs for one in held]
         for _ in range(_CALLS):
             call()
@@ -261,8 +263,8 @@ def _ran(call: _Call, held: list[Attached]) -> bool:
 
 
 @contextlib.contextmanager
-def statistics() -> Iterator[None]:
-    """Let the kernel time every BPF program for as long as the block runs.
+def counting_runs() -> Iterator[None]:
+    """Let the kernel count the runs of every BPF program for as long as the block runs.
 
     Raises:
         OSError: it does not.
@@ -312,9 +314,14 @@ class RunTimes:
         self._over = True
 
 
-def take_runs(row: Probe, found: list[tuple[int, int]]) -> None:
-    """Write into a probe's row what was measured of its programs (ns, runs): of one call, its entry and return."""
+def take_runs(row: Probe, found: list[tuple[int, list[int]]]) -> None:
+    """Write into a probe's row what was measured of its programs: of one call, its entry and return.
+
+    Args:
+        row: the probe.
+        found: of each program, how many runs were timed, and the ns of some.
+    """
     if not found:
         return
-    row.runs = min(runs for _, runs in found)
-    row.run_ns = round(sum(ns / runs for ns, runs in found)) if row.runs else None
+    row.runs = min(runs for runs, _ in found)
+    row.run_ns = round(sum(statistics.median(samples) for _, samples in found)) if row.runs else None

@@ -273,12 +273,17 @@ class Probes:
         """Let the programs time their own runs, or no longer."""
         self.bpf[b"timing"][ct.c_int(0)] = ct.c_uint32(on)
 
-    def timed(self, row: int) -> list[tuple[int, int]]:
-        """Return of each program of a probe: ns in all runs that were timed and concerned somebody traced, and runs."""
+    def timed(self, row: int) -> list[tuple[int, list[int]]]:
+        """Return of each program of a probe how many of its runs were timed, and the ns of the latest on each CPU.
+
+        Only runs that concerned somebody traced are, and none in a QEMU binary after the first few.
+        """
         found = []
+        costs = self.bpf[b"costs"]
         for one in self._attached.get(row, ()):
-            by_cpu = self.bpf[b"costs"][ct.c_int(one.number)]
-            found.append((sum(cost.ns for cost in by_cpu), sum(cost.runs for cost in by_cpu)))
+            by_cpu = costs[ct.c_int(one.number)] if one.number < len(costs) else ()
+            samples = [ns for cost in by_cpu for ns in cost.ns[: cost.runs]]
+            found.append((sum(cost.runs for cost in by_cpu), samples))
         return found
 
     def stop(self) -> None:

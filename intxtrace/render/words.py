@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from intxtrace.units import count, duration
+from intxtrace.units import duration, plural
 
 if TYPE_CHECKING:
     from intxtrace.analysis.results import PathOverhead
@@ -82,7 +82,7 @@ def probe_cost(attach_ns: int | None, run_ns: int | None, runs: int | None) -> s
     watched = "an unknown time" if attach_ns is None else duration(attach_ns)
     if run_ns is None:
         return f"costs a call {watched} and its run time"
-    return f"costs a call {watched} + {duration(run_ns)} (mean of {count(runs)})"
+    return f"costs a call {watched} + {duration(run_ns)} (median, {plural(runs or 0, 'run')})"
 
 
 def path_overhead(found: PathOverhead) -> str:

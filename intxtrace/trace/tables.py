@@ -54,7 +54,7 @@ class Probe(Row):
     """What being watched costs a call of its target (entry and return, where it watches both), without the programs'
     own time: measured on the host with a program that does nothing. Null: not measured."""
     run_ns: int | None = None
-    """Mean time of its programs for one call that concerns somebody who is traced, measured at the beginning of the
+    """Median time of its programs for one call that concerns somebody who is traced, measured at the beginning of the
     recording. Null: not measured, or there was none."""
     runs: int | None = None
     """Of so many calls. Null: not measured."""

@@ -14,7 +14,7 @@ from intxtrace.capture import attach, kernel, overhead
 from intxtrace.capture.attach import Attached
 from intxtrace.capture.btf import Btf, Function
 from intxtrace.capture.host import installed_qemu
-from intxtrace.capture.overhead import Calibration, RunTimes, setitimer, statistics
+from intxtrace.capture.overhead import RETURN_0, Calibration, RunTimes, counting_runs, setitimer
 from intxtrace.capture.program import Probes, _patch_slot, _Program, _takes_fentry
 from intxtrace.capture.qemu_functions import find_functions
 from intxtrace.capture.ring import own_event
@@ -120,7 +120,7 @@ def test_the_kernel_counts_every_run_and_only_while_it_is_asked_to() -> None:
             probed, plain, held = own.probe(body)
             counted = []
             for calls in (7, 23):
-                with statistics():
+                with counting_runs():
                     assert STATS_ENABLED.read_text() == setting
                     for _ in range(calls):
                         probed()
@@ -200,7 +200,7 @@ def test_nothing_is_timed_before_it_is_asked_for() -> None:
     with Getppid(1 << 16) as probe:
         timed = Timed(probe)
         timed.call(9)
-        assert timed.probes.timed(0) == [(0, 0)]
+        assert timed.probes.timed(0) == [(0, [])]
         RunTimes(timed.probes).finish()
         assert timed.probes.table[0].runs is None
 
@@ -220,10 +220,21 @@ def test_each_binary_has_run_times_of_its_own() -> None:
         probes._detach_row(900)
         for _ in range(2):
             called()
-        ((ns, runs),) = probes.timed(903)
-        assert runs == 7
-        assert ns > 0
-        numbers = [probes._plan.numbers["q_vfio_intx_interrupt"] + probes._plan.qemu_programs * n for n in range(64)]
+        ((runs, samples),) = probes.timed(903)
+        assert (runs, len(samples)) == (7, 7)
+        assert min(samples) > 0
+        numbers = [probes._plan.numbers["q_vfio_intx_interrupt"] + probes._plan.qemu_programs * n for n in range(8)]
         by_slot = [sum(cost.runs for cost in probes.bpf[b"costs"][ct.c_int(number)]) for number in numbers]
         assert {slot: runs for slot, runs in enumerate(by_slot) if runs} == {0: 5, 3: 7}
     own.close()
+
+
+def test_of_very_many_binaries_the_first_few_are_timed() -> None:
+    with Probes(ring_bytes=1 << 16) as probes:
+        last = len(probes.bpf[b"costs"]) - 1
+        assert last == max(probes._plan.numbers.values()) + 7 * probes._plan.qemu_programs
+        probes._keep(Probe(900, kinds=["QEMU_EOI"]), attach.to_tracepoint(RETURN_0, "last", "kvm_msi_set_irq"), last)
+        probes._keep(
+            Probe(901, kinds=["QEMU_EOI"]), attach.to_tracepoint(RETURN_0, "none", "kvm_msi_set_irq"), last + 1
+        )
+        assert probes.timed(900) == probes.timed(901) == [(0, [])]

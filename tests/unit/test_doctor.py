@@ -437,7 +437,7 @@ def test_the_text_says_it_all() -> None:
     for wanted in (
         "missing bcc: bcc is not installed do: apt install python3-bpfcc",
         "fallback irqfd_wakeup: raw_tracepoint workqueue_queue_work (found by kallsyms), costs a call 68 ns + 412 ns "
-        "(mean of 1,024): no kprobes",
+        "(median, 1,024 runs): no kprobes",
         "attached enable_irq: fentry enable_irq (found by btf), costs a call 57 ns and its run time",
         "what being watched costs was measured in 46.0 ms",
         "/usr/bin/q[bold] 7.2.22, run by 2 VMs",

@@ -45,11 +45,11 @@ def test_runs_of_entry_and_return_are_those_of_one_call() -> None:
     row = Probe(0)
     take_runs(row, [])
     assert (row.runs, row.run_ns) == (None, None)
-    take_runs(row, [(0, 0)])
+    take_runs(row, [(0, [])])
     assert (row.runs, row.run_ns) == (0, None)
-    take_runs(row, [(4_000, 10), (1_800, 9)])
+    take_runs(row, [(10, [390, 400, 9_000]), (9, [150, 250])])
     assert (row.runs, row.run_ns) == (9, 600)
-    take_runs(row, [(4_000, 10), (0, 0)])
+    take_runs(row, [(10, [400]), (0, [])])
     assert (row.runs, row.run_ns) == (0, None)
 
 
@@ -58,7 +58,7 @@ def test_a_trace_keeps_what_was_found_while_it_was_written(tmp_path: Path) -> No
     path = tmp_path / "a.intx"
     with intxtrace.trace.writer.TraceWriter(path, METADATA) as writer:
         writer.write(some_events(3), known)
-        take_runs(known.probes[0], [(900, 3)])
+        take_runs(known.probes[0], [(3, [300])])
         known.probes[0].attach_ns = 57
         writer.write(some_events(2), known)
     first, second = intxtrace.open_trace(path).tables.probes
@@ -161,8 +161,8 @@ def test_words() -> None:
     assert probe_cost(None, None, None) == ""
     assert probe_cost(None, None, 0) == ""
     assert probe_cost(71, None, 0) == "costs a call 71 ns and its run time"
-    assert probe_cost(71, 412, 1_024) == "costs a call 71 ns + 412 ns (mean of 1,024)"
-    assert probe_cost(None, 412, 9) == "costs a call an unknown time + 412 ns (mean of 9)"
+    assert probe_cost(71, 412, 1_024) == "costs a call 71 ns + 412 ns (median, 1,024 runs)"
+    assert probe_cost(None, 412, 9) == "costs a call an unknown time + 412 ns (median, 9 runs)"
     assert path_overhead(PathOverhead("kernel", 6_100, 41_000, 0.1488)) == "kernel about 6.10 µs of 41.0 µs (15 %)"
     assert path_overhead(PathOverhead("kernel", 61, 41_000, 0.0015)) == "kernel about 61 ns of 41.0 µs (under 1 %)"
     assert path_overhead(PathOverhead("kernel", 90_000, 41_000, 2.1951)) == "kernel about 90.0 µs of 41.0 µs (220 %)"
@@ -194,7 +194,7 @@ def test_text_json_and_page_say_it() -> None:
     assert (data["probes"][0]["attach_ns"], data["probes"][0]["runs"]) == (100, 1_000)
     page = write_report(found)
     assert path_overhead(kernel) in page
-    assert "costs a call 100 ns + 400 ns (mean of 1,000)" in page
+    assert "costs a call 100 ns + 400 ns (median, 1,000 runs)" in page
 
     nothing = replace(found, overhead=())
     console = screen()
@@ -209,4 +209,4 @@ def test_info_says_it(tmp_path: Path) -> None:
     trace = intxtrace.open_trace(write_trace(tmp_path / "a.intx", some_events(3), tables=known))
     console = screen()
     print_info(inventory(trace, trace.iter_events()), console)
-    assert "fentry, costs a call 57 ns + 300 ns (mean of 3)" in printed(console)
+    assert "fentry, costs a call 57 ns + 300 ns (median, 3 runs)" in printed(console)
