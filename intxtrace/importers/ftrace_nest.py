@@ -238,8 +238,10 @@ class Nesting:
         root = tasks.last(~(accept | msi))[tasks.before]
         woken = (accept | msi) & (c["id"][root] == ID["irqfd_wakeup"]) & (c["link2"][root] == 0)
         set_irq = accept & ~woken & (outer == Call.KVM_SET_IRQ)
+        # Where no probe shows the wake-up, the handler that it is in does.
+        handled = msi & ~woken & (outer == Call.HANDLER)
         for rows, source in ((np.flatnonzero(woken), root), (np.flatnonzero(set_irq), opener)):
             c["vm"][rows] = c["vm"][source[rows]]
             c["arg0"][rows] = np.where(accept[rows], c["arg0"][source[rows]], 0)
         c["flags"][woken] |= np.uint32(Flag.IN_IRQFD_WAKEUP)
-        kept &= ~(accept | msi) | woken | set_irq
+        kept &= ~(accept | msi) | woken | set_irq | handled

@@ -79,7 +79,8 @@ def open_recording(
         return _report(["trace-cmd", "report", "-t", "-R", "-i"], name, "trace.dat", command_line, mapped)
     if head.startswith(_PERF_DATA):
         fields = "comm,pid,tid,cpu,time,event,trace"
-        return _report(["perf", "script", "--ns", "-F", fields, "-i"], name, "perf.data", command_line, mapped)
+        command = ["perf", "script", "--ns", "-F", fields, *_perf_guest_option(), "-i"]
+        return _report(command, name, "perf.data", command_line, mapped)
     text = head[: head.rfind(b"\n") + 1] or head
     if looks_like_ftrace(text):
         return FtraceText(peeked, name, command_line, mapped)
@@ -161,6 +162,19 @@ def _report(
     return FtraceText(
         _Printed([program, *command[1:], str(Path(name).absolute())], name), name, command_line, mapped, what
     )
+
+
+def _perf_guest_option() -> list[str]:
+    """Return the option without which perf script leaves out what happens while a vCPU is loaded.
+
+    Such a sample has the cpumode of a guest (perf_misc_flags, arch/x86/events/core.c), though it is the host's, and
+    thread__find_map filters those where no option for guests is given (tools/perf/util/event.c, cmd_script).
+    """
+    option = ["--guestkallsyms", "/dev/null"]
+    if shutil.which("perf") is None:
+        return option
+    said = subprocess.run(["perf", "script", "-h"], stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    return option if option[0].encode() in said.stdout + said.stderr else []
 
 
 class _Printed:

@@ -9,7 +9,8 @@ from intxtrace.capture.catalogue import CATALOGUE, QEMU_CATALOGUE, RETURN, Hook,
 from intxtrace.capture.qemu_functions import QemuBinary, QemuFunction
 from intxtrace.importers.ftrace_dialect import SOURCES
 
-GROUP = "intx"
+GROUPS = {"tracefs": "intx", "trace-cmd": "intx_tracecmd", "perf": "intx_perf"}
+"""Of whose events the group is that a recipe makes: recordings by several tools may run at once."""
 
 # Registers of arguments 0 to 4, x86-64 System V ABI.
 _REGISTERS = ("%di", "%si", "%dx", "%cx", "%r8")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import intxtrace
 from intxtrace.capture.qemu_functions import QemuBinary
-from intxtrace.recipes.probes import ALWAYS, FILTERS, GROUP, KERNEL, MEASURED, Arg, KernelProbe, Members, qemu_probes
+from intxtrace.recipes.probes import ALWAYS, FILTERS, GROUPS, KERNEL, MEASURED, Arg, KernelProbe, Members, qemu_probes
 from intxtrace.units import printable
 
 
@@ -86,22 +86,22 @@ def _symbols() -> list[str]:
     return [
         "# Which functions this kernel has, and in which module.",
         "declare -A target=()",
-        "while read -r symbol module; do target[$symbol]=${module:+$module:}$symbol; done < <(",
+        'while read -r symbol module; do [ -z "$symbol" ] || target[$symbol]=${module:+$module:}$symbol; done <<< "$(',
         "  awk -v names='" + " ".join(names) + "' '",
         "    BEGIN { split(names, list); for (i in list) wanted[list[i]] = 1 }",
-        '    $2 ~ /^[tTwW]$/ && ($3 in wanted) { gsub(/[][]/, "", $4); print $3, $4 }\' /proc/kallsyms)',
+        '    $2 ~ /^[tTwW]$/ && ($3 in wanted) { gsub(/[][]/, "", $4); print $3, $4 }\' /proc/kallsyms)"',
         'have() { [ -n "${target[$1]:-}" ]; }',
     ]
 
 
-def _tracefs() -> list[str]:
+def _tracefs(group: str) -> list[str]:
     return [
         "tracefs=/sys/kernel/tracing",
         '[ -e "$tracefs/kprobe_events" ] || tracefs=/sys/kernel/debug/tracing',
         '[ -e "$tracefs/kprobe_events" ] ||',
         '  die "no kprobe_events: the kernel has no kprobes, or: mount -t tracefs nodev /sys/kernel/tracing"',
-        f'for group in "$tracefs"/events/{GROUP} "$tracefs"/events/{GROUP}qemu*; do',
-        '  [ ! -d "$group" ] || die "$group is there already: is another recording running?"',
+        f'for folder in "$tracefs"/events/{group} "$tracefs"/events/{group}qemu*; do',
+        '  [ ! -d "$folder" ] || die "$folder is there already: is another recording running?"',
         "done",
     ]
 
@@ -128,24 +128,24 @@ def _quote(path: Path) -> str:
     return shlex.quote(os.fsdecode(path))
 
 
-def _definitions(host: Host, *, exits: bool) -> list[str]:
-    """Commands that define all probes for ftrace, and fill `events` and `filter`."""
+def _definitions(host: Host, group: str, *, exits: bool) -> list[str]:
+    """Commands that define all probes for ftrace in a group of events, and fill `events` and `filter`."""
     lines = [
         "events=() lacking=()",
         "declare -A filter=()",
         "clean() {",
         '  for event in "${events[@]}"; do',
         "    case $event in",
-        f'      {GROUP}/*) echo "-:$event" >> "$tracefs/kprobe_events" ;;',
-        f'      {GROUP}qemu*) echo "-:$event" >> "$tracefs/uprobe_events" ;;',
+        f'      {group}/*) echo "-:$event" >> "$tracefs/kprobe_events" ;;',
+        f'      {group}qemu*) echo "-:$event" >> "$tracefs/uprobe_events" ;;',
         "    esac",
         "  done 2> /dev/null",
         '  rm -rf -- "$work"',
         "}",
         "trap clean EXIT",
         "kprobe() {  # EVENT p|r FUNCTION ARGUMENTS",
-        f'  if have "$3" && echo "$2:{GROUP}/$1 ${{target[$3]}} $4" >> "$tracefs/kprobe_events"; then',
-        f'    events+=("{GROUP}/$1")',
+        f'  if have "$3" && echo "$2:{group}/$1 ${{target[$3]}} $4" >> "$tracefs/kprobe_events"; then',
+        f'    events+=("{group}/$1")',
         "  else",
         '    lacking+=("$3")',
         "    return 1",
@@ -155,8 +155,8 @@ def _definitions(host: Host, *, exits: bool) -> list[str]:
         '  [ -d "$tracefs/events/$1" ] && case " ${events[*]} " in *" $1 "*) ;; *) events+=("$1") ;; esac',
         "}",
         "uprobe() {  # NUMBER EVENT OFFSET ARGUMENTS",
-        f'  if echo "p:{GROUP}qemu$1/$2 $work/qemu$1:$3 $4" >> "$tracefs/uprobe_events"; then',
-        f'    events+=("{GROUP}qemu$1/$2")',
+        f'  if echo "p:{group}qemu$1/$2 $work/qemu$1:$3 $4" >> "$tracefs/uprobe_events"; then',
+        f'    events+=("{group}qemu$1/$2")',
         "  else",
         '    lacking+=("QEMU: $2")',
         "  fi",
@@ -175,7 +175,7 @@ def _definitions(host: Host, *, exits: bool) -> list[str]:
                 f"  uprobe {number} {probe.event} {probe.function.offset:#x} {shlex.quote(probe.for_ftrace())}"
             )
             if probe.function.filter_offset is not None:
-                lines.append(f"  filter[{GROUP}qemu{number}/{probe.event}]='pending != 0'")
+                lines.append(f"  filter[{group}qemu{number}/{probe.event}]='pending != 0'")
         lines += ["  :", "fi"]
     lines += [
         '[ ${#lacking[@]} = 0 ] || echo "$0: not on this kernel: ${lacking[*]}" >&2',
@@ -220,30 +220,37 @@ def _as_kprobe(probe: KernelProbe, members: Members) -> str:
     return f"kprobe {probe.event} {letter} {probe.hook.target} {shlex.quote(arguments)}"
 
 
-_SAY = 'echo "recording into $out; Ctrl-C ends it" >&2'
 _SLEEP = 'sleep "${seconds:-infinity}" & sleeping=$!; wait $sleeping; kill $sleeping 2> /dev/null'
 
 
 def _run(command: str) -> list[str]:
-    """Commands that run a tool until it ends; whatever ends the script ends it, with one SIGINT."""
+    """Commands that run a tool around a command of ours, which the tool starts once it records: `$work/begun`.
+
+    The end of that command ends the tool, whatever ends the script.
+    """
     return [
+        "printf 'sleep %q & trap \"kill $!\" TERM; echo $$ > %q; echo %q >&2; wait; exit 0\\n' "
+        '"${seconds:-infinity}" "$work/pid" "recording into $out; Ctrl-C ends it" > "$work/begun"',
         "# In a session of its own, so that Ctrl-C reaches this script alone: a second SIGINT would cut it short.",
         "recording=",
-        "trap '[ -z \"$recording\" ] || kill -INT $recording' INT TERM",
+        "end() {",
+        '  if [ -s "$work/pid" ]; then kill "$(< "$work/pid")"; else kill -INT $recording; fi',
+        "} 2> /dev/null",
+        "trap end INT TERM",
         f"setsid {command} & recording=$!",
-        _SAY,
         "while kill -0 $recording 2> /dev/null; do wait $recording; done",
     ]
 
 
 def tracefs(host: Host) -> str:
     """Make the script that records with the kernel's tracefs alone."""
+    group = GROUPS["tracefs"]
     lines = [
         *_head("tracefs", host, "tracefs and kprobes, no tool", "into OUT"),
-        *_tracefs(),
+        *_tracefs(group),
         *_symbols(),
         *_qemu_links(host),
-        *_definitions(host, exits=False),
+        *_definitions(host, group, exits=False),
         "# An instance of its own: other users of ftrace are not disturbed.",
         "instance=$tracefs/instances/intxtrace-$$",
         'mkdir "$instance" || exit 1',
@@ -258,8 +265,8 @@ def tracefs(host: Host) -> str:
         "done",
         'cat "$instance/trace_pipe" > "$out" & reading=$!',
         "trap : INT TERM",
-        _SAY,
         'echo 1 > "$instance/tracing_on"',
+        'echo "recording into $out; Ctrl-C ends it" >&2',
         _SLEEP,
         'echo 0 > "$instance/tracing_on"',
         "# What is still in the buffers goes to the file before the reader does.",
@@ -270,7 +277,7 @@ def tracefs(host: Host) -> str:
         "sleep 0.5",
         "{ kill $reading; wait $reading; } 2> /dev/null",
         "# The kernel skips a kprobe that an interrupt finds running, and counts that.",
-        f'awk \'$1 ~ /^{GROUP}\\// && $3 {{ print "missed", $3, "of", $1 }}\' "$tracefs/kprobe_profile" >&2',
+        f'awk \'$1 ~ /^{group}\\// && $3 {{ print "missed", $3, "of", $1 }}\' "$tracefs/kprobe_profile" >&2',
         'echo "wrote $out: $(wc -l < "$out") lines" >&2',
     ]
     return "\n".join(lines) + "\n"
@@ -278,21 +285,20 @@ def tracefs(host: Host) -> str:
 
 def trace_cmd(host: Host) -> str:
     """Make the script that records with trace-cmd."""
+    group = GROUPS["trace-cmd"]
     lines = [
         *_head("trace-cmd", host, "trace-cmd and kprobes", "into OUT.dat, and writes the text OUT"),
         "command -v trace-cmd > /dev/null || die 'trace-cmd is not installed'",
-        *_tracefs(),
+        *_tracefs(group),
         *_symbols(),
         *_qemu_links(host),
-        *_definitions(host, exits=True),
+        *_definitions(host, group, exits=True),
         "chosen=()",
         'for event in "${events[@]}"; do',
         '  chosen+=(-e "${event/\\//:}")',
         '  [ -z "${filter[$event]:-}" ] || chosen+=(-f "${filter[$event]}")',
         "done",
-        *_run(
-            'trace-cmd record -C mono -b 16384 -o "$out.dat" "${chosen[@]}" ${seconds:+sleep "$seconds"} > /dev/null'
-        ),
+        *_run('trace-cmd record -C mono -b 16384 -o "$out.dat" "${chosen[@]}" bash "$work/begun" > /dev/null'),
         '[ -s "$out.dat" ] || die "trace-cmd recorded nothing"',
         'trace-cmd report -t -i "$out.dat" > "$out"',
         'echo "wrote $out: $(wc -l < "$out") lines" >&2',
@@ -302,21 +308,30 @@ def trace_cmd(host: Host) -> str:
 
 def perf(host: Host) -> str:
     """Make the script that records with perf."""
+    group = GROUPS["perf"]
     lines = [
         *_head("perf", host, "perf and kprobes", "into OUT.data, and writes the text OUT"),
         "command -v perf > /dev/null || die 'perf is not installed'",
-        *_tracefs(),
+        *_tracefs(group),
         *_symbols(),
         *_qemu_links(host),
-        *_definitions(host, exits=True),
+        *_definitions(host, group, exits=True),
         "chosen=()",
         'for event in "${events[@]}"; do',
         '  chosen+=(-e "${event/\\//:}")',
         '  [ -z "${filter[$event]:-}" ] || chosen+=(--filter "${filter[$event]}")',
         "done",
-        *_run('perf record -q -a -k mono -m 16M -o "$out.data" "${chosen[@]}" ${seconds:+-- sleep "$seconds"}'),
+        *_run('perf record -q -a -k mono -m 16M -o "$out.data" "${chosen[@]}" -- bash "$work/begun"'),
         '[ -s "$out.data" ] || die "perf recorded nothing"',
-        'perf script --ns -F trace:comm,pid,tid,cpu,time,event,trace --show-lost-events -i "$out.data" > "$out"',
+        "# Without one of its options for guests, perf script leaves out what happens while a vCPU is loaded.",
+        "guest=()",
+        "if perf script -h 2>&1 | grep -q -e --guestkallsyms; then",
+        "  guest=(--guestkallsyms /dev/null)",
+        "else",
+        '  echo "$0: this perf hides what interrupts a vCPU; print $out.data by a newer one, as this script does" >&2',
+        "fi",
+        "fields=trace:comm,pid,tid,cpu,time,event,trace",
+        'perf script --ns -F "$fields" --show-lost-events "${guest[@]}" -i "$out.data" > "$out"',
         'echo "wrote $out: $(wc -l < "$out") lines" >&2',
     ]
     return "\n".join(lines) + "\n"
@@ -401,10 +416,9 @@ def bpftrace(host: Host) -> str:
     lines += [
         '[ ${#lacking[@]} = 0 ] || echo "$0: not on this kernel: ${lacking[*]}" >&2',
         '[ -n "$program" ] || die "nothing can be recorded: are vfio-pci and kvm loaded?"',
-        '[ -z "$seconds" ] || program+=" interval:s:$seconds { exit(); }"',
         "ulimit -l unlimited 2> /dev/null",
         "export BPFTRACE_PERF_RB_PAGES=4096",
-        *_run('bpftrace "${unsafe[@]}" -f json -o "$out" -e "${program//@WORK@/$work}"'),
+        *_run('bpftrace "${unsafe[@]}" -f json -o "$out" -c "/bin/bash $work/begun" -e "${program//@WORK@/$work}"'),
         '[ -s "$out" ] || die "bpftrace recorded nothing"',
         'echo "wrote $out: $(wc -l < "$out") lines" >&2',
     ]

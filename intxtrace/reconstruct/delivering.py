@@ -146,6 +146,8 @@ def on_kvm_set_irq(s: State, e: Any) -> None:
     if d < 0:
         if s.kinds[EVENTFD_READ] > 0 or s.kinds[QEMU_INTERRUPT] > 0:
             return  # An emulated device's line.
+        if task.vcpu:
+            return  # A device that the guest just accessed; vfio_intx_interrupt runs in QEMU's main loop.
         # No probe shows that QEMU took the signal but this.
         d = only_untaken(s, e.tgid)
         if d < 0 or (s.devices[d].line >= 0 and s.lines[s.devices[d].line].gsi != e.arg0):

@@ -60,7 +60,12 @@ from intxtrace.reconstruct.signalling import (
 )
 from intxtrace.reconstruct.state import NULL, ROOM, State
 from intxtrace.reconstruct.states import end_state, on_qemu_mmaps
-from intxtrace.reconstruct.tracepoints import on_ack_of_unnamed_vm, on_work_queued, on_work_started
+from intxtrace.reconstruct.tracepoints import (
+    on_ack_of_unnamed_vm,
+    on_msi_of_handler,
+    on_work_queued,
+    on_work_started,
+)
 from intxtrace.reconstruct.vocabulary import (
     APIC_ACCEPT,
     CHECKED_UNMASK,
@@ -77,6 +82,7 @@ from intxtrace.reconstruct.vocabulary import (
     IRQFD_INJECT,
     IRQFD_WAKEUP,
     KVM_ACK,
+    KVM_EOI,
     KVM_IRQFD_ENTRY,
     KVM_IRQFD_EXIT,
     KVM_SET_IRQ,
@@ -202,10 +208,17 @@ def run(s: State, batch: Any, start: int, vm_pids: Any, device_pids: Any) -> int
         elif kind == KVM_IRQFD_EXIT:
             on_kvm_irqfd(s, e)
         elif kind == MSI_SET_IRQ:
-            on_msi_set_irq(s, e)
+            if s.kinds[IRQFD_WAKEUP] > 0:
+                on_msi_set_irq(s, e)
+            else:
+                on_msi_of_handler(s, e)
         elif kind == USERSPACE_EXIT:
+            task = s.tasks[task_of(s, e)]
+            task.vcpu = 1
             if e.value == EXIT_IOAPIC_EOI:
-                s.tasks[task_of(s, e)].exit_at = e.ts
+                task.exit_at = e.ts
+        elif kind == KVM_EOI:
+            s.tasks[task_of(s, e)].vcpu = 1
         elif kind == QEMU_INTERRUPT:
             on_qemu_interrupt(s, e)
         elif kind == QEMU_EOI:

@@ -50,6 +50,7 @@ from intxtrace.reconstruct.vocabulary import (
     STATE_HYBRID,
     STATE_KERNEL,
     STATE_USERSPACE,
+    UNMASK_EXIT,
     USERSPACE,
 )
 
@@ -203,9 +204,10 @@ def take(s: State, d: int, t: int, ts: int, probed: bool) -> None:
         taken = raise_headless(s, d, USERSPACE)
         x = s.interrupts[taken]
         x.taken_at = ts
-        if s.kinds[EVENTFD_SIGNAL] == 0 and s.kinds[HANDLER_ENTRY] == 0:
+        resignal = s.kinds[UNMASK_EXIT] == 0 and device.mask_known != 0
+        if s.kinds[EVENTFD_SIGNAL] == 0 and (s.kinds[HANDLER_ENTRY] == 0 or resignal):
             x.headless = 0  # No probe could have shown the beginning.
-            x.lossy = s.devices[d].lost
+            x.lossy = device.lost
         if device.masked_by < 0:
             device.masked_by = taken
             device.mask_known = 1

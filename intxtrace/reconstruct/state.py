@@ -141,6 +141,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
         "acked",  # the one device that an EOI of an unnamed VM was for, -1
         "notify_at",  # kvm_resample_fd_notify
         "exit_at",  # KVM_EXIT_IOAPIC_EOI
+        "vcpu",  # 1: it runs a guest
         "write_at",  # eventfd_write
         "write_ctx",
         "set_irqs_device",  # its last VFIO_DEVICE_SET_IRQS for INTx

@@ -14,13 +14,16 @@ from intxtrace.reconstruct.identity import find, known_device, put, task_of
 from intxtrace.reconstruct.masking import claim, raise_interrupt, refuse
 from intxtrace.reconstruct.signalling import unwoken
 from intxtrace.reconstruct.state import HANDED_OUT, NULL, TAG_WORK, State
+from intxtrace.reconstruct.states import observe_path
 from intxtrace.reconstruct.vocabulary import (
+    HYBRID,
     IN_HANDLER,
     IN_VIRQFD_INJECT,
     IRQFD_INJECT,
     IRQFD_WAKEUP,
     NO_ORIGIN,
     NO_PATH,
+    STATE_HYBRID,
     UNMASK_EXIT,
     WORK_IRQFD_INJECT,
     WORK_VIRQFD_INJECT,
@@ -57,6 +60,30 @@ def on_irqfd_queued(s: State, e: Any) -> None:
     x.woken_at = e.ts
     if x.sent_at == NULL:
         x.sent_at = e.ts
+    hand_out_settled(s, d)
+
+
+def on_msi_of_handler(s: State, e: Any) -> None:
+    """kvm_set_msi inside vfio_intx_handler: an irqfd took its signal, and a split irqchip's route injects at once.
+
+    Nothing else in the handler raises an interrupt of a guest (kvm_arch_set_irq_inatomic, called by irqfd_wakeup).
+    """
+    d = known_device(s, e)
+    if d < 0 or not e.flags & IN_HANDLER:
+        return
+    i = s.devices[d].handler_interrupt
+    if i == HANDED_OUT:
+        return
+    if i < 0:
+        i = claim(s, d)
+    x = s.interrupts[i]
+    if x.injected_at != NULL:
+        return
+    x.woken_at = e.ts
+    x.injected_at = e.ts
+    x.path = HYBRID
+    x.msi = 1
+    observe_path(s, d, STATE_HYBRID, True)
     hand_out_settled(s, d)
 
 

@@ -109,6 +109,50 @@ def test_an_irqfd_without_resampler_is_the_hybrid_path() -> None:
     assert t.states(d) == ["hybrid"]
 
 
+def test_an_msi_inside_the_handler_is_the_hybrid_path() -> None:
+    """`on_msi_of_handler`: a split irqchip's route injects in irqfd_wakeup, which no tracepoint shows."""
+    t = Points((*TRACEPOINTS, Kind.MSI_SET_IRQ))
+    d, _ = t.pair()
+    t.emit(Kind.HANDLER_ENTRY, device=d.vdev, arg0=d.host_irq, flags=Flag.FALLBACK, cpu=1)
+    injected = t.now
+    t.emit(Kind.MSI_SET_IRQ, device=d.vdev, value=64, flags=Flag.IN_HANDLER, cpu=1)
+    t.emit(Kind.HANDLER_EXIT, device=d.vdev, value=1, flags=Flag.FALLBACK, cpu=1)
+    t.raises(d, source=0, tid=1)  # The line of an emulated device.
+    (row,) = t.rows()
+    assert (row["path"], row["signalled_at"], row["injected_at"]) == ("hybrid", None, injected)
+    assert t.states(d) == ["hybrid"]
+
+
+def test_an_msi_elsewhere_or_after_another_is_not_the_handlers() -> None:
+    t = Points((*TRACEPOINTS, Kind.MSI_SET_IRQ))
+    d, other = t.pair()
+    t.point_handler(d, queues=False)
+    t.emit(Kind.MSI_SET_IRQ, device=d.vdev, value=64)
+    t.emit(Kind.MSI_SET_IRQ, device=other.vdev + 8, value=64, flags=Flag.IN_HANDLER, cpu=1)
+    t.emit(Kind.HANDLER_ENTRY, device=other.vdev, arg0=other.host_irq, flags=Flag.FALLBACK, cpu=1)
+    injected = t.now
+    for _ in range(2):
+        t.emit(Kind.MSI_SET_IRQ, device=other.vdev, value=64, flags=Flag.IN_HANDLER, cpu=1)
+    t.emit(Kind.HANDLER_EXIT, device=other.vdev, value=1, flags=Flag.FALLBACK, cpu=1)
+    assert [(row["bdf"], row["path"], row["injected_at"]) for row in t.rows()] == [
+        (d.bdf, "unknown", None),
+        (other.bdf, "hybrid", injected),
+    ]
+
+
+@pytest.mark.parametrize(("kind", "value"), [(Kind.KVM_EOI, 64), (Kind.USERSPACE_EXIT, 26), (Kind.USERSPACE_EXIT, 6)])
+def test_what_a_vcpu_raises_is_an_emulated_device(kind: Kind, value: int) -> None:
+    """`on_kvm_set_irq`: vfio_intx_interrupt runs in QEMU's main loop, never in a thread that runs a guest."""
+    t = Points((*TRACEPOINTS, kind))
+    d, _ = t.pair()
+    t.emit(kind, value=value, tid=100)
+    t.point_handler(d, queues=False)
+    t.emit(Kind.KVM_SET_IRQ, value=1, arg0=4, tid=100)
+    assert [(row["path"], row["injected_at"]) for row in t.rows()] == [("unknown", None)]
+    t.raises(d, source=0, tid=1)
+    assert [(row["path"], row["gsi"]) for row in t.rows()] == [("userspace", 16)]
+
+
 def test_resignal_is_the_queueing_of_virqfd_inject() -> None:
     t = Points()
     d, _ = t.pair()
@@ -251,6 +295,27 @@ def test_userspace_path() -> None:
     )
     assert second["acknowledged_at"] == lowered
     assert second["eoi_at"] > lowered
+
+
+def test_a_resignal_that_no_probe_can_show_is_of_unknown_origin_and_complete() -> None:
+    """`take`: on the userspace path it is signalled inside the unmask ioctl, without a handler."""
+    t = Points((*TRACEPOINTS, Kind.QEMU_INTERRUPT))
+    d, _ = t.pair()
+    by_row = {"device": d.id, "flags": Flag.SYNTHETIC | Flag.FALLBACK}
+    for claimed in (False, True, False, False):  # The first one was claimed before the trace.
+        if claimed:
+            t.emit(Kind.HANDLER_ENTRY, arg0=d.host_irq, cpu=1, **by_row)
+            t.emit(Kind.HANDLER_EXIT, value=1, cpu=1, **by_row)
+        t.emit(Kind.QEMU_INTERRUPT, tid=1, **by_row)
+        t.raises(d, source=0, tid=1)
+        t.raises(d, source=0, tid=100, level=0)
+        t.point_ack(d)
+    assert [(row["origin"], row["outcome"]) for row in t.rows()] == [
+        ("unknown", "headless"),
+        ("hardware", "complete"),
+        ("unknown", "complete"),
+        ("unknown", "complete"),
+    ]
 
 
 def test_a_lowered_line_of_two_that_qemu_raised_is_nobodys() -> None:

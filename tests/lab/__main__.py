@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 from intxtrace.__main__ import main as intxtrace_main
+from tests.lab import recipes as recipes_
 from tests.lab.compare import compare, show
 from tests.lab.findings import GUESTS as FAULTY
 from tests.lab.findings import named, summarise, surveyed
@@ -94,6 +95,19 @@ def findings(arguments: argparse.Namespace) -> int:
     return 1 if wrong else 0
 
 
+def recipes(arguments: argparse.Namespace) -> int:
+    """Record guests with every recipe beside intxtrace, import, compare."""
+    guests, tools = arguments.guests.split(","), tuple(arguments.tools.split(","))
+    scenario = recipes_.scenario(guests, tools, arguments.qemu)
+    result = run_scenario(scenario, arguments.out, arguments.kernel, arguments.timeout, progress)
+    wrong = 0
+    for found, rows, remarks in recipes_.compare_all(arguments.out, result.truths, result.folders, tools):
+        print("\n" + "\n".join([show(f"{found.name} on Linux {found.kernel}, {found.qemu_version}", rows), *remarks]))
+        wrong += sum(not row.holds for row in rows)
+    print(f"\n{wrong} figures are wrong" if wrong else "\nevery figure holds")
+    return 1 if wrong else 0
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tests.lab")
     commands = parser.add_subparsers(required=True)
@@ -119,14 +133,20 @@ def _parser() -> argparse.ArgumentParser:
     wrong.add_argument("--guests", default=",".join(FAULTY), help="which guests, in order, with commas")
     wrong.add_argument("--timeout", type=float, default=2400.0, help="seconds, from L1's boot on")
     wrong.set_defaults(run=findings)
+    beside = commands.add_parser("recipes", help="record with every recipe beside intxtrace, import, compare")
+    beside.add_argument("--out", type=Path, required=True, help="a new folder for recordings and truth")
+    beside.add_argument("--guests", default=",".join(recipes_.GUESTS), help="which guests, in order, with commas")
+    beside.add_argument("--tools", default=",".join(recipes_.TOOLS), help="which recipes, with commas")
+    beside.add_argument("--timeout", type=float, default=2400.0, help="seconds, from L1's boot on")
+    beside.set_defaults(run=recipes)
     script = commands.add_parser("shell-script", help="boot L1 and run a script in it")
     script.add_argument("file", type=Path)
     script.add_argument("--share", type=Path, help="$SHARE in L1 (default: deleted afterwards)")
     script.add_argument("--timeout", type=float, default=600.0, help="seconds, from L1's boot on")
     script.set_defaults(run=shell_script)
-    for command in (one, table, wrong):
+    for command in (one, table, wrong, beside):
         command.add_argument("--qemu", choices=QEMUS, default="7.2", help="what guests run in (default: 7.2)")
-    for command in (one, table, wrong, script):
+    for command in (one, table, wrong, beside, script):
         command.add_argument("--kernel", choices=KERNELS, default="6.1")
     return parser
 

@@ -25,7 +25,7 @@ from tests.lab.guest import FAULTS, GUESTS, Truth, run_guest
 from tests.lab.host import SHARE, EmulatorError, HostResult, run_host
 from tests.lab.packages import REPOSITORY, LabError, qemu_command
 
-RECORDER_START_SECONDS = 180.0
+RECORDER_START_SECONDS = 600.0  # attaching kprobes by the dozen takes bpftrace minutes under emulation
 RECORDER_STOP_SECONDS = 120.0
 
 

@@ -108,6 +108,7 @@ class Task:
     resampling: bool = False
     notified: int | None = None
     exited: int | None = None
+    runs_guest: bool = False
     wrote: tuple[int, int] | None = None
     irqs_device: Device | None = None
     irqs_flags: int = 0
@@ -549,11 +550,27 @@ class Reference:
 
     def on_msi_set_irq(self, e: Event) -> None:
         d = self.known(e)
+        if not self.shows(Kind.IRQFD_WAKEUP):
+            if d and e.flags & Flag.IN_HANDLER:
+                self.msi_of_handler(d, e)
+            return
         if d is None and e.flags & Flag.IN_IRQFD_WAKEUP and self.woken and self.woken[1] == e.cpu:
             d = self.woken[0]
         if d and d.flight and d.flight[-1].path == "hybrid" and d.flight[-1].injected is None:
             d.flight[-1].injected = e.ts
             d.flight[-1].split = True
+
+    def msi_of_handler(self, d: Device, e: Event) -> None:
+        """No probe shows the wake-up, in which alone the handler raises an interrupt of a guest."""
+        x = d.handler.interrupt if d.handler else None
+        if x is None:
+            x = self.claim(d)
+        if x.row is not None or x.injected is not None:
+            return
+        x.woken = x.injected = e.ts
+        x.path = "hybrid"
+        x.split = True
+        self.observe(d, "hybrid", True, e.ts)
 
     # ---- delivering
 
@@ -615,7 +632,7 @@ class Reference:
             return
         d, task.taking = task.taking, None
         if d is None:
-            if self.shows(Kind.EVENTFD_READ, Kind.QEMU_INTERRUPT):
+            if self.shows(Kind.EVENTFD_READ, Kind.QEMU_INTERRUPT) or task.runs_guest:
                 return
             d = self.only_waiting(e.tgid)
             if d is None or (d.line and d.line[1] != e.arg0):
@@ -900,7 +917,8 @@ class Reference:
             x.coalesced = True
         if not taken:
             x = self.open_without_beginning(d, "userspace")
-            if not self.shows(Kind.EVENTFD_SIGNAL, Kind.HANDLER_ENTRY):
+            resignal = d.mask_known and not self.shows(Kind.UNMASK_EXIT)
+            if not self.shows(Kind.EVENTFD_SIGNAL) and (resignal or not self.shows(Kind.HANDLER_ENTRY)):
                 x.headless, x.lossy = False, d.lost
             if d.masked_by is None:
                 d.masked_by, d.mask_known = x, True
@@ -933,7 +951,11 @@ class Reference:
     def on_qemu_resample_notify(self, e: Event) -> None:
         self.task(e).notified = e.ts
 
+    def on_kvm_eoi(self, e: Event) -> None:
+        self.task(e).runs_guest = True
+
     def on_userspace_exit(self, e: Event) -> None:
+        self.task(e).runs_guest = True
         if e.value == 26:
             self.task(e).exited = e.ts
 

@@ -27,7 +27,7 @@ from intxtrace.events import Kind
 from intxtrace.importers.ftrace_dialect import SOURCES
 from intxtrace.importers.opening import open_recording
 from intxtrace.importers.qemu_events import EVENTS
-from intxtrace.recipes.probes import KERNEL, MEASURED, QEMU_EVENTS, TRACEPOINTS, Arg, qemu_probes
+from intxtrace.recipes.probes import GROUPS, KERNEL, MEASURED, QEMU_EVENTS, TRACEPOINTS, Arg, qemu_probes
 from intxtrace.recipes.scripts import LOGGED, RECIPES, TRACEPOINT_FIELDS, Host, Qemu
 from tests.kernel_texts import texts
 
@@ -330,7 +330,8 @@ def test_tools_get_every_event_with_its_filter(kind: str, host: FakeHost, spaced
     assert done.returncode == 0, done.stderr
     called = (host.root / "record.called").read_text().splitlines()
     chosen = [word for option, word in itertools.pairwise(called) if option == "-e"]
-    wanted = {f"intx:{probe.event}" for probe in KERNEL} | {f"intxqemu0:{name}" for name in QEMU_NAMES}
+    group = GROUPS[kind]
+    wanted = {f"{group}:{probe.event}" for probe in KERNEL} | {f"{group}qemu0:{name}" for name in QEMU_NAMES}
     assert wanted | {"irq:irq_handler_entry", "irq:irq_handler_exit", "kvm:kvm_eoi"} <= set(chosen)
     assert len(set(chosen)) == len(chosen)
     place = called.index("irq:irq_handler_entry")
@@ -375,8 +376,37 @@ if sys.argv[1] == "record":
     assert made.keys() == removed
 
 
+@pytest.mark.parametrize("signalled", [False, True])
+@pytest.mark.parametrize(("kind", "suffix"), [("perf", ".data"), ("trace-cmd", ".dat"), ("bpftrace", "")])
+def test_a_tool_ends_with_the_command_that_it_runs(kind: str, suffix: str, signalled: bool, host: FakeHost) -> None:
+    """trace-cmd waits for its command whatever signal comes; what says "recording" is the command, so it is true."""
+    tool = f"""
+import shlex, signal, subprocess, sys
+if "record" in sys.argv or "-c" in sys.argv:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    command = shlex.split(sys.argv[sys.argv.index("-c") + 1]) if "-c" in sys.argv else sys.argv[-2:]
+    assert subprocess.call(command) == 0
+    open("out{suffix}", "w").write("x")
+"""
+    (host.bin / "tool.py").write_text(tool)
+    host.command(kind, f'exec "{sys.executable}" "{host.bin}/tool.py" "$@"')
+    host.write(RECIPES[kind](made_elsewhere()))
+    environment = {**os.environ, "PATH": f"{host.bin}:{os.environ['PATH']}"}
+    words = ["bash", "record.sh", "out", *([] if signalled else ["0.1"])]
+    with subprocess.Popen(words, cwd=host.root, env=environment, stderr=subprocess.PIPE) as script:
+        assert script.stderr is not None
+        said = b""
+        while b"recording into out" not in said and (line := script.stderr.readline()):
+            said += line
+        if signalled:
+            script.send_signal(signal.SIGINT)
+        said += script.stderr.read()
+        assert script.wait(30) == 0, said.decode()
+    assert b"wrote out" in said
+
+
 def test_bpftrace_gets_one_program(host: FakeHost, spaced: Path) -> None:
-    host.command("bpftrace", f'printf "%s\\0" "$@" > {host.root}/called; echo x > out')
+    host.command("bpftrace", f'printf "%s\\0" "$@" > {host.root}/called; cp /tmp/intxtrace.*/begun .; echo x > out')
     done = host.run(RECIPES["bpftrace"](made_elsewhere(spaced)), "out", "7")
     assert done.returncode == 0, done.stderr
     options = (host.root / "called").read_text().split("\0")
@@ -389,7 +419,9 @@ def test_bpftrace_gets_one_program(host: FakeHost, spaced: Path) -> None:
     }
     assert "@WORK@" not in program
     assert len(re.findall(r"^uprobe:/tmp/intxtrace\.\w{6}/qemu0:0x", program, re.MULTILINE)) == len(QEMU_NAMES)
-    assert "interval:s:7 { exit(); }" in program
+    begun = options[options.index("-c") + 1]
+    assert re.fullmatch(r"/bin/bash /tmp/intxtrace\.\w{6}/begun", begun)
+    assert (host.root / "begun").read_text().startswith("sleep 7 & ")
     for text in re.findall(r'printf\("((?:[^"\\]|\\.)*)"', program):
         # What is printed is one JSON object a line, whatever the numbers.
         assert re.fullmatch(r'\{\\"comm\\":\\"%s\\",(\\"name\\":\\"%s\\",)?\\"ts\\":%llu,.*\}\\n', text)
