@@ -64,9 +64,10 @@ _CALLS = 100
 """A batch, at most …"""
 _BATCH_NS = 200_000
 """… and about so long, or a single call: of many short batches some are left alone, however busy the host."""
-_PHASE_NS = 5_000_000
-"""So long batches are timed, `_LEAST` at least: without, with and again without the probe."""
-_LEAST = 3
+_LEAST, _ENOUGH = 3, 100
+"""Batches without, with and again without the probe …"""
+_PHASE_NS, _LONG_PHASE_NS = 5_000_000, 25_000_000
+"""… for so long; for longer while there are not enough: emulated machines are slow."""
 
 _PUSHES = (*(f"{byte:02x}" for byte in range(0x50, 0x58)), *(f"41{byte:02x}" for byte in range(0x50, 0x58)))
 _CODE = (
@@ -239,9 +240,10 @@ def _batch_size(call: _Call) -> int:
 
 def _batches(call: _Call, calls: int) -> list[int]:
     times: list[int] = []
-    end = time.monotonic_ns() + _PHASE_NS
-    while len(times) < _LEAST or time.monotonic_ns() < end:
+    begun = now = time.monotonic_ns()
+    while len(times) < _LEAST or now - begun < (_PHASE_NS if len(times) >= _ENOUGH else _LONG_PHASE_NS):
         times.append(_batch(call, calls))
+        now = time.monotonic_ns()
     return times
 
 
