@@ -125,9 +125,10 @@ class Calibration:
         if key not in self._known:
             begun = time.monotonic_ns()
             with contextlib.suppress(OSError):
-                self._known[key] = (
-                    self._of_uprobe(bytes.fromhex(key[1])) if key[0] == "uprobe" else _of_kernel(key, self._function)
-                )
+                if key[0] == "uprobe":
+                    self._known[key] = self._of_uprobe(bytes.fromhex(key[1]))
+                else:  # a second time where the host was too busy to tell
+                    self._known[key] = _of_kernel(key, self._function) or _of_kernel(key, self._function)
             self._known.setdefault(key, None)
             self.spent_ns += time.monotonic_ns() - begun
         return self._known[key]
