@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/
 OUT := out
 
-.PHONY: help setup packages test lint demo lab lab-matrix lab-findings bench fuzz mutate clean
+.PHONY: help setup packages test lint demo man lab lab-matrix lab-findings lab-recipes bench fuzz mutate clean
 
 help:
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -37,6 +37,11 @@ demo: setup ## an HTML report of a real recorded trace
 	@$(RUN)intxtrace report --force -o $(OUT)/demo.html tests/traces/userspace-6.1.intx
 	@echo "open it in a browser: file://$(CURDIR)/$(OUT)/demo.html"
 
+man: setup ## the manual page
+	@mkdir -p $(OUT)
+	@$(RUN)python man/generate.py $(OUT)/intxtrace.1
+	@man -l $(OUT)/intxtrace.1
+
 lab: setup packages ## boot the nested host, record a guest on each path, compare with the truth, report
 	@rm -rf $(OUT)/lab
 	$(RUN)python -m tests.lab truth --guests kernel,hybrid,userspace --out $(OUT)/lab
@@ -47,16 +52,22 @@ lab-matrix: setup packages ## all guests on every kernel and QEMU of the lab
 	for kernel in 6.1 6.12; do for qemu in 7.2 10.0; do \
 	  $(RUN)python -m tests.lab truth --kernel $$kernel --qemu $$qemu --out $(OUT)/lab-matrix/$$kernel-$$qemu || exit 1; \
 	done; done
+	$(RUN)python -m tests.lab truth --kernel 7 --qemu 11 --out $(OUT)/lab-matrix/7-11
 
 lab-findings: setup packages ## guests with one thing wrong each: is it named, and nothing else; is what devices says so
 	@rm -rf $(OUT)/lab-findings
 	$(RUN)python -m tests.lab findings --out $(OUT)/lab-findings
 
+lab-recipes: setup packages ## every recipe beside intxtrace: does what it records import as the same interrupts
+	@rm -rf $(OUT)/lab-recipes
+	$(RUN)python -m tests.lab recipes --out $(OUT)/lab-recipes
+
 bench: setup packages ## benchmarks: each prints its figure beside a peer's from the same run
 	$(RUN)python -m tests.benchmarks
 
-fuzz: setup ## long property tests and damaged files
-	INTXTRACE_FUZZ=100000 $(RUN)python -m pytest tests/fuzz tests/unit/test_reconstruct.py tests/unit/test_trace.py
+fuzz: setup ## 100,000 damaged copies of a recording for each importer, and long property tests (half an hour)
+	$(RUN)python -m tests.fuzz.run
+	INTXTRACE_FUZZ=1 $(RUN)python -m pytest tests/unit/test_reconstruct.py tests/unit/test_trace.py
 
 mutate: setup ## break every rule of the state machine, one at a time: which breaks does no test notice?
 	$(RUN)python -m tests.mutate

@@ -66,8 +66,11 @@ def _replace(error: UnicodeError) -> tuple[str, int]:
 def _run(arguments: Sequence[str] | None) -> int:
     import typer
 
-    from intxtrace.cli import app
+    from intxtrace.cli import app, completion
 
+    if completion.ASKED in os.environ:
+        completion.answer(app)
+        return 0
     # typer names the parent of its usage errors differently from version to version.
     usage_error = cast(type[typer.BadParameter], typer.BadParameter.mro()[2])
     try:

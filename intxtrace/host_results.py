@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
+
+if TYPE_CHECKING:
+    from intxtrace.trace.tables import Device
+
+_PINS = "ABCD"
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,57 @@ class DeviceState:
     """`expected` from QEMU's command line, or `seen` in the trace."""
     why: str | None
     """What makes it this path."""
+
+    @classmethod
+    def of(
+        cls,
+        row: Device,
+        *,
+        vectors: int | None = None,
+        chip: str | None = None,
+        count: int | None = None,
+        intx_asserted: bool | None = None,
+        gsi: int | None = None,
+        path: str | None = None,
+        path_is: str | None = None,
+        why: str | None = None,
+    ) -> Self:
+        """Make the state of a device of its row in the tables, and of what else is known of it."""
+        able = (("INTx", None if row.pin is None else row.pin > 0), ("MSI", row.msi), ("MSI-X", row.msix))
+        pin = (
+            None
+            if row.pin is None
+            else "none"
+            if row.pin == 0
+            else _PINS[row.pin - 1]
+            if row.pin <= 4
+            else str(row.pin)
+        )
+        return cls(
+            bdf=row.bdf,
+            name=row.name or None,
+            vendor_id=row.vendor_id or None,
+            device_id=row.device_id or None,
+            class_id=row.class_id or None,
+            driver=row.driver or None,
+            group=row.group or None,
+            mode=row.mode or None,
+            vectors=vectors,
+            can=None if any(has is None for _, has in able) else tuple(name for name, has in able if has),
+            host_irq=row.host_irq if row.mode in ("INTx", "") else None,
+            chip=chip,
+            count=count,
+            sharers=None if row.sharers is None or row.mode not in ("INTx", "") else tuple(row.sharers),
+            pin=pin,
+            intx_disabled=row.intx_disabled,
+            intx_asserted=intx_asserted,
+            nointxmask=row.nointxmask,
+            broken_intx_masking=row.broken_intx_masking,
+            gsi=gsi,
+            path=path,
+            path_is=path_is,
+            why=why,
+        )
 
 
 @dataclass(frozen=True)

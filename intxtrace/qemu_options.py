@@ -122,3 +122,19 @@ def read(command_line: Sequence[str]) -> QemuOptions:
     if not irqchip and machine in _SPLIT_MACHINES:
         irqchip = "split"
     return QemuOptions(machine, irqchip, tuple({**everywhere, **found} for found in devices), bool(command_line))
+
+
+def expected_path(options: QemuOptions, bdf: str) -> tuple[str | None, str | None]:
+    """Tell which way INTx would take by QEMU's command line, and why; a guard of vfio_intx_enable_kvm may differ.
+
+    hw/vfio/pci.c (vfio_intx_enable_kvm), accel/kvm/kvm-all.c (kvm_irqchip_assign_irqfd), QEMU 4.0 to 11.1.
+    """
+    if not options.known:
+        return None, None
+    if is_on(options.device(bdf), "x-no-kvm-intx"):
+        return "userspace", "x-no-kvm-intx=on"
+    if options.irqchip == "off":
+        return "userspace", "kernel-irqchip=off"
+    if options.irqchip == "split":
+        return "hybrid", "split irqchip (before QEMU 5.1: userspace)"
+    return "kernel", "KVM's irqchip, and no option against it"

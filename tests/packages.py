@@ -14,7 +14,10 @@ from pathlib import Path
 from tests.cache import cache_folder
 from tests.lab import packages as lab
 
-REQUIRED = (*lab.REQUIRED, "binutils", "chromium", "linux-perf")
+REQUIRED = (
+    *lab.REQUIRED,
+    *("binutils", "bpftrace", "chromium", "fish", "groff-base", "linux-perf", "mandoc", "trace-cmd", "zsh"),
+)
 
 
 def native_headers() -> Path | None:

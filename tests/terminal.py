@@ -14,6 +14,7 @@ import sys
 import termios
 import time
 from collections.abc import Callable
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -23,20 +24,30 @@ _MOUSE, _NO_MOUSE = b"\x1b[?1000h", b"\x1b[?1000l"
 
 
 class Terminal:
-    """Runs Python with these arguments on a terminal of its own; its standard output goes to a pipe.
+    """Runs a program, Python by default, with these arguments on a terminal of its own; its standard output goes to
+    a pipe.
 
     Use as a context manager: leaving it kills what still runs.
     """
 
-    def __init__(self, *arguments: str, rows: int = 24, columns: int = 80) -> None:
+    def __init__(
+        self,
+        *arguments: str,
+        program: str = sys.executable,
+        rows: int = 24,
+        columns: int = 80,
+        folder: Path | None = None,
+        variables: dict[str, str] | None = None,
+    ) -> None:
         self._master, self._slave = pty.openpty()
         fcntl.ioctl(self._slave, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
         self._before = self.settings()
-        environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "", "LINES": ""}
+        environment = {**os.environ, "TERM": "xterm-256color", **(variables or {})}
         for name in ("COLUMNS", "LINES", "NO_COLOR"):
             environment.pop(name, None)
         self.process = subprocess.Popen(
-            [sys.executable, *arguments],
+            [program, *arguments],
+            cwd=folder,
             stdin=self._slave,
             stdout=subprocess.PIPE,
             stderr=self._slave,

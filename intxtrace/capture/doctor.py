@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from intxtrace import files
 from intxtrace.capture import host, kernel, remedies
 from intxtrace.capture.bcc_import import import_bcc
 from intxtrace.capture.btf import Btf
@@ -94,6 +95,8 @@ def _try(wait: bool) -> tuple[str | None, _Tried | None]:
         return None, _Tried(session.tables.probes, session.calibration_ns)
     except IntxtraceError as error:
         return str(error), None
+    except OSError as error:  # as the entry point says it of record
+        return files.sentence(error), None
 
 
 def _attach() -> _Tried | None:
@@ -107,7 +110,7 @@ def _attach() -> _Tried | None:
             probes.calibrate()
             _let_run(RunTimes(probes))
         return _Tried(probes.table, probes.calibration.spent_ns)
-    except IntxtraceError:
+    except (IntxtraceError, OSError):
         return None
 
 
@@ -220,6 +223,10 @@ def _privileges(root: Path) -> Check:
         return Check(name, "missing", f"user id {os.geteuid()}", sudo)
     if (_text(root / "proc/self/uid_map") or "0 0 4294967295").split() != ["0", "0", "4294967295"]:
         return Check(name, "missing", "root of a user namespace", "run this as root of the host itself")
+    if not host.sees_every_process(root / "proc"):
+        return Check(
+            name, "missing", "root of a PID namespace", "run this on the host itself, or give the container --pid=host"
+        )
     match = re.search(r"^CapEff:\s*([0-9a-f]+)$", _text(root / "proc/self/status") or "", re.M)
     if match is None:
         return Check(name, "unknown", "root; its capabilities cannot be read", "")
@@ -288,7 +295,8 @@ def _types(root: Path) -> Check:
     try:
         btf = Btf(root / "sys/kernel/btf")
     except IntxtraceError as error:
-        return Check("BTF", "missing", str(error), "")
+        found, _, remedy = str(error).partition(": ")
+        return Check("BTF", "missing", found, remedy)
     modules = [name for name in btf.modules if name != "vmlinux"]
     btf.close()
     return Check("BTF", "ok", ", ".join(["vmlinux", *modules]), "")
@@ -340,16 +348,15 @@ def _bcc(distribution: remedies.Distribution) -> Check:
 
 
 def _headers(root: Path, distribution: remedies.Distribution) -> Check:
-    source = os.environ.get("BCC_KERNEL_SOURCE")
-    release = distribution.release
-    if source is not None:
-        there, found = Path(source).is_dir(), f"BCC_KERNEL_SOURCE={source}"
-    elif there := headers_found(root):
-        found = f"/lib/modules/{release}"
-    elif there := (root / "sys/kernel/kheaders.tar.xz").exists():
-        found = "in the kernel itself (kheaders)"
+    named, folder = os.environ.get("BCC_KERNEL_SOURCE"), headers_found(root)
+    inside = named is None and (root / "sys/kernel/kheaders.tar.xz").exists()
+    if named is not None:
+        found = f"BCC_KERNEL_SOURCE={named}" + ("" if folder else ", which holds none")
+    elif folder is not None:
+        found = str(folder)
     else:
-        found = f"none of kernel {release}"
+        found = "in the kernel itself (kheaders)" if inside else f"none of kernel {distribution.release}"
+    there = folder is not None or inside
     return Check("kernel headers", "ok" if there else "missing", found, "" if there else distribution.headers)
 
 

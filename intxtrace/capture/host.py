@@ -47,6 +47,20 @@ def _number(path: Path) -> int | None:
     return None
 
 
+_FIRST_PID_NAMESPACE = 0xEFFFFFFC
+"""PROC_PID_INIT_INO (include/linux/proc_ns.h)."""
+
+
+def sees_every_process(proc: Path = PROC) -> bool:
+    """Tell whether /proc numbers processes as the kernel does in its events, and not as a PID namespace does.
+
+    Where that cannot be seen, it is taken for granted.
+    """
+    with contextlib.suppress(OSError):
+        return (proc / "1/ns/pid").stat().st_ino == _FIRST_PID_NAMESPACE
+    return True
+
+
 def start_time(pid: int, proc: Path = PROC) -> int | None:
     """Return the start of a process in clock ticks since boot (field 22 of proc(5) stat), None if it is gone."""
     fields = _text(proc / str(pid) / "stat").rpartition(")")[2].split()

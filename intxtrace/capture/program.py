@@ -96,11 +96,16 @@ def compile_source(source: str) -> Any:
             ) from error
 
 
-def headers_found(root: Path = Path("/")) -> bool:
-    """Whether bcc has a place to look for the running kernel's headers in."""
-    return "BCC_KERNEL_SOURCE" in os.environ or any(
-        (root / f"lib/modules/{os.uname().release}/{name}").exists() for name in ("build", "source")
-    )
+def headers_found(root: Path = Path("/")) -> Path | None:
+    """Return the folder where bcc finds the running kernel's headers; None if there is none.
+
+    bcc includes linux/kconfig.h before all else (src/cc/frontends/clang/kbuild_helper.cc); of a folder without it, such
+    as a package that is half removed leaves, it can make nothing. Debian keeps it in `source`.
+    """
+    named = os.environ.get("BCC_KERNEL_SOURCE")
+    modules = root / "lib/modules" / os.uname().release
+    folders = (modules / "build", modules / "source") if named is None else (Path(named),)
+    return next((folder for folder in folders if (folder / "include/linux/kconfig.h").is_file()), None)
 
 
 class Probes:
@@ -150,7 +155,13 @@ class Probes:
     def _attach_kernel(self, plan: Plan, btf: Btf) -> frozenset[str]:
         """Attach; return the probes that must be tried in another way."""
         modules = {p.module for programs in plan.programs.values() for p in programs if p.method in ("fentry", "fexit")}
-        fds = kernel.module_btf_fds(modules - {"vmlinux"})
+        try:
+            fds = kernel.module_btf_fds(modules - {"vmlinux"})
+        except OSError as error:
+            raise IntxtraceError(
+                f"the kernel does not tell this process the types of its modules ({error.strerror}): run this as root "
+                "of the host itself, with all capabilities"
+            ) from error
         failed = set()
         try:
             for row in plan.probes:

@@ -17,18 +17,14 @@ import os
 import re
 import stat
 import struct
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
 from intxtrace.capture.elf import ElfImage, Symbol
+from intxtrace.capture.qemu_code import REGISTERS, Code, Method, Site
 from intxtrace.errors import IntxtraceError
 
-Method = Literal["usdt", "dynsym", "symtab", "gnu_debugdata", "trace-variable"]
 Argument = Literal["VFIODevice", "VFIOPCIDevice", "VFIORegion", "gsi"]
 
 
@@ -122,14 +118,9 @@ _SUFFIXES = re.compile(rb"(?:\.(?:part|isra|constprop|lto_priv)\.[0-9]{1,9}){0,4
 _VERSION = re.compile(rb"QEMU emulator version ([ -~]{1,120})\n")
 # Offset of VFIODevice.name: changed by 3d779abafe (8.2); checked from 4.0 to 11.1.
 _NAME_OFFSETS = (((4, 0), (8, 1), 0x20), ((8, 2), (11, 1), 0x48))
-_CALL, _JUMP, _JCC = 0xE8, 0xE9, 0x0F
-_REGISTERS = (b"rax", b"rcx", b"rdx", b"rbx", b"rsp", b"rbp", b"rsi", b"rdi", *(b"r%d" % n for n in range(8, 16)))
-_RDI = _REGISTERS.index(b"rdi")
 # A note's first argument where it is 64 bits in memory, as gas writes it: `8@72(%rbx) -1@$65`.
-_MEMORY = re.compile(rb"8@(-?[0-9]{1,9})\(%(" + b"|".join(_REGISTERS) + rb")\)(?: |\Z)")
-_PROLOGUE = 96  # bytes in which compilers save argument 0; the longest seen needs 64
+_MEMORY = re.compile(rb"8@(-?[0-9]{1,9})\(%(" + b"|".join(REGISTERS) + rb")\)(?: |\Z)")
 _MOST_USDT_SITES = 256
-_MOST_HOMES = 64
 
 
 def find_functions(path: Path) -> QemuBinary:
@@ -153,25 +144,6 @@ def find_functions(path: Path) -> QemuBinary:
 
 class _MissingError(Exception):
     """Why one function cannot be given."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Site:
-    """A place of a USDT probe; `load`: register number and displacement of its first argument, if in memory."""
-
-    event: str
-    address: int
-    load: tuple[int, int] | None
-
-
-@dataclass(frozen=True, slots=True)
-class _Trace:
-    """The functions that trace an event by one method, and the addresses of such code that lie in none."""
-
-    event: str
-    method: Method
-    homes: list[range]
-    strays: list[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +171,7 @@ class _Eoi:
 
 def _search(elf: ElfImage, path: Path) -> QemuBinary:
     symbols, variables = _symbols(elf)
-    code = _Code(elf, symbols, variables, _usdt_sites(elf))
+    code = Code(elf, symbols, variables, _usdt_sites(elf), _EVENTS)
     functions: dict[str, QemuFunction] = {}
     missing: dict[str, str] = {}
     found: dict[str, _Found] = {}
@@ -255,13 +227,13 @@ def _name_offset_by_version(version: str | None) -> int | None:
     return next((offset for first, last, offset in _NAME_OFFSETS if first <= release <= last), None)
 
 
-def _usdt_sites(elf: ElfImage) -> list[_Site]:
+def _usdt_sites(elf: ElfImage) -> list[Site]:
     """The places of the wanted events' probes, from `.note.stapsdt` (systemtap's sys/sdt.h, note type 3).
 
     A note's semaphore does not matter: nothing is attached to the probe itself.
     """
     base_now = elf.sections.get(".stapsdt.base")
-    sites: list[_Site] = []
+    sites: list[Site] = []
     for kind, owner, data in elf.notes(".note.stapsdt"):
         parts = data[24:].split(b"\0")
         if kind != 3 or owner != b"stapsdt" or len(data) < 24 or len(parts) < 3 or parts[0] != b"qemu":
@@ -274,8 +246,8 @@ def _usdt_sites(elf: ElfImage) -> list[_Site]:
         address += base_now.address - base if base_now is not None and base else 0
         if elf.is_code(address) and len(sites) < _MOST_USDT_SITES:
             load = _MEMORY.match(parts[2])
-            register = (_REGISTERS.index(load[2]), int(load[1])) if load is not None else None
-            sites.append(_Site(event, address, register))
+            register = (REGISTERS.index(load[2]), int(load[1])) if load is not None else None
+            sites.append(Site(event, address, register))
     return sites
 
 
@@ -300,191 +272,10 @@ def _symbols(elf: ElfImage) -> tuple[dict[str, list[tuple[Symbol, Method]]], dic
     return found, {address: event for address, event in variables.items() if event}
 
 
-# --- what the code says ----------------------------------------------------------------------------------
-
-
-class _Code:
-    """The facts of x86-64 machine code that the search rests on; elsewhere it knows functions but no facts.
-
-    Byte patterns instead of a disassembler: each fact names a 32-bit address or must be met twice, so that a
-    match in the middle of an instruction does not matter.
-    """
-
-    def __init__(
-        self,
-        elf: ElfImage,
-        symbols: dict[str, list[tuple[Symbol, Method]]],
-        variables: dict[int, str],
-        sites: list[_Site],
-    ) -> None:
-        self.elf = elf
-        self.x86 = elf.machine == "EM_X86_64"
-        self._sites = sites
-        # Wanted name → who traces its events, USDT probes first.
-        self.traces: dict[str, list[_Trace]] = {}
-        for trace in (*self._probed(), *(self._tested(variables) if self.x86 else ())):
-            self.traces.setdefault(_EVENTS[trace.event], []).append(trace)
-        starts = {symbol.address for found in symbols.values() for symbol, _ in found}
-        starts |= {home.start for traces in self.traces.values() for trace in traces for home in trace.homes}
-        if self.x86:
-            # An EOI that only its entry's symbol leads to, see _prove_eoi.
-            entries = self.distinct(symbol.address for symbol, _ in symbols.get("vfio_intx_eoi", []))
-            starts |= {part.start for entry in entries for part in self.jump_targets(entry)}
-        self._source, self._target, self._kind = self._branches(starts)
-
-    def distinct(self, addresses: Iterable[int]) -> list[range]:
-        """The functions that hold some addresses; an address outside of all gives none."""
-        functions = {f.start: f for a in addresses if (f := self.elf.function(a)) is not None}
-        return [functions[start] for start in sorted(functions)]
-
-    def _probed(self) -> list[_Trace]:
-        """The functions that hold an event's USDT probe."""
-        places: dict[str, list[int]] = {}
-        for site in self._sites:
-            places.setdefault(site.event, []).append(site.address)
-        return [
-            _Trace(event, "usdt", self.distinct(found), [a for a in found if self.elf.function(a) is None])
-            for event, found in places.items()
-        ]
-
-    def _tested(self, variables: dict[int, str]) -> list[_Trace]:
-        """The functions with `cmpw $0,disp32(%rip)` (66 83 3d disp32 00) on an event's trace variable."""
-        wanted = np.array(sorted(variables), np.int64)
-        hits: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []
-        for address, code in self.elf.code_chunks(overlap=7) if variables else ():
-            at = np.flatnonzero((code[:-7] == 0x66) & (code[1:-6] == 0x83) & (code[2:-5] == 0x3D) & (code[7:] == 0))
-            target, known = _targets(code, at + 3, at + 8 + address, wanted)
-            hits.append((at[known] + address, target))
-        tested: dict[str, list[range]] = {}
-        for variable, event in variables.items():
-            owners = {int(o) for at, target in hits for o in np.unique(self.elf.owners(at[target == variable]))}
-            # A function of which the unwind table knows nothing is owner -1: no evidence.
-            functions = self.distinct(sorted(owners)[:_MOST_HOMES])
-            tested.setdefault(event, []).extend(functions)
-        return [_Trace(event, "trace-variable", homes, []) for event, homes in tested.items() if homes]
-
-    def _branches(self, starts: set[int]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-        """Source, target and opcode of direct branches with 32-bit displacement to some addresses."""
-        wanted = np.array(sorted(starts), np.int64)
-        parts: list[NDArray[np.int64]] = [np.zeros((3, 0), np.int64)]
-        for address, code in self.elf.code_chunks(overlap=5) if starts and self.x86 else ():
-            body = code[:-5]
-            for kind, at, size in (
-                (_CALL, np.flatnonzero(body == _CALL), 5),
-                (_JUMP, np.flatnonzero(body == _JUMP), 5),
-                (_JCC, np.flatnonzero((body == 0x0F) & ((code[1:-4] & 0xF0) == 0x80)), 6),
-            ):
-                target, known = _targets(code, at + size - 4, at + size + address, wanted)
-                parts.append(np.stack((at[known] + address, target, np.full(len(target), kind))))
-        table: NDArray[np.int64] = np.concatenate(parts, axis=1)
-        return table[0], table[1], table[2]
-
-    def called(self, where: range) -> bool:
-        """Whether a direct call or tail jump leads to a function's start, from outside of its own code."""
-        outside = (self._source < where.start) | (self._source >= where.stop)
-        return bool(np.any((self._target == where.start) & outside & (self._kind != _JCC)))
-
-    def leads(self, source: range, target: range) -> bool:
-        """Whether one function branches to another's start."""
-        inside = (self._source >= source.start) & (self._source < source.stop)
-        return bool(np.any(inside & (self._target == target.start)))
-
-    def jumpers(self, where: range) -> list[range]:
-        """The functions that jump to another's start, of which it may be a split part."""
-        owners = np.unique(self.elf.owners(self._source[(self._target == where.start) & (self._kind != _CALL)]))
-        return [f for f in self.distinct(owners.tolist()[:_MOST_HOMES]) if f.start != where.start]
-
-    def jump_targets(self, where: range) -> list[range]:
-        """The functions that a function jumps to, which may be its split part."""
-        code = self.elf.code(where)
-        ends = [m.end() for m in re.finditer(rb"(?:\xe9|\x0f[\x80-\x8f])(?=(?s:....))", code)]
-        targets = [where.start + end + 4 + int(struct.unpack_from("<i", code, end)[0]) for end in ends]
-        return [f for f in self.distinct(targets[:_MOST_HOMES]) if f.start in targets and f.start != where.start]
-
-    def operands(self, where: range, opcode: bytes, field: int | None, wide: bool, tail: bytes = b"") -> set[int]:
-        """Displacements d of `opcode d(base)`, where base is argument 0: %rdi or a copy made of it.
-
-        `field`: the opcode's digit, None for any register. `wide`: 64-bit operation. `tail`: the immediate.
-        """
-        code = self.elf.code(where)
-        found: set[int] = set()
-        for base in _copies_of_rdi(code):
-            high, low = base >> 3, base & 7
-            if wide:
-                prefix = b"[%b%b]" % (re.escape(bytes([0x48 | high])), re.escape(bytes([0x4C | high])))
-            else:
-                prefix = b"\x41" if high else b""
-            sib = b"\x24" if low == 4 else b""  # %rsp and %r12 as a base need one
-            fields = range(8) if field is None else (field,)
-            for mod, size, layout in ((0x40, 1, "<b"), (0x80, 4, "<i")):
-                modrm = b"[%b]" % b"".join(re.escape(bytes([mod | f << 3 | low])) for f in fields)
-                pattern = b"(?s)%b%b%b%b(?=(.{%d})%b)" % (
-                    prefix,
-                    re.escape(opcode),
-                    modrm,
-                    re.escape(sib),
-                    size,
-                    re.escape(tail),
-                )
-                found |= {int(struct.unpack(layout, m.group(1))[0]) for m in re.finditer(pattern, code)}
-        return found
-
-    def subtracted(self, where: range) -> set[int]:
-        """v of `lea -v(argument 0)`, `sub $v,` and `add $-v,`, as container_of compiles."""
-        code = self.elf.code(where)
-        found = {-d for d in self.operands(where, b"\x8d", None, wide=True) if d < 0}
-        for base in _copies_of_rdi(code):
-            rex, low = bytes([0x48 | base >> 3]), base & 7
-            for modrm, sign in ((0xE8, 1), (0xC0, -1)):
-                pattern = b"(?s)%b\x81%b(.{4})" % (re.escape(rex), re.escape(bytes([modrm | low])))
-                found |= {sign * int(struct.unpack("<i", m.group(1))[0]) for m in re.finditer(pattern, code)}
-        return {v for v in found if v > 0}
-
-    def stores(self, where: range, value: int) -> set[int]:
-        """d of `movb $value,d(argument 0)`."""
-        return self.operands(where, b"\xc6", 0, wide=False, tail=bytes([value]))
-
-    def tests(self, where: range) -> set[int]:
-        """d of `cmpb $0,d(argument 0)` and `movzbl d(argument 0),`."""
-        return self.operands(where, b"\x80", 7, wide=False, tail=b"\0") | self.operands(
-            where, b"\x0f\xb6", None, wide=False
-        )
-
-    def loads(self, where: range) -> set[int]:
-        """d of `mov d(argument 0),` into a 64-bit register, or of a USDT probe's first argument there.
-
-        sys/sdt.h lets the compiler name a place in memory for the tracer to read, so that no code reads it.
-        """
-        copies = _copies_of_rdi(self.elf.code(where))
-        noted = {s.load[1] for s in self._sites if s.load and s.address in where and s.load[0] in copies}
-        return noted | self.operands(where, b"\x8b", None, wide=True)
-
-
-def _targets(
-    code: NDArray[np.uint8], operands: NDArray[np.int64], ends: NDArray[np.int64], wanted: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """The targets of 32-bit relative operands that are wanted (sorted), and which operands those are."""
-    # A view of the 32-bit number at every position: a fraction of the cost of gathering bytes.
-    numbers: NDArray[np.int32] = np.ndarray((max(len(code) - 3, 0),), "<i4", code, 0, (1,))
-    target = numbers[operands] + ends
-    known = np.zeros(len(target), np.bool_)
-    near = np.flatnonzero((target >= wanted[0]) & (target <= wanted[-1]))
-    known[near] = np.isin(target[near], wanted)
-    return target[known], known
-
-
-def _copies_of_rdi(code: bytes) -> set[int]:
-    """Numbers of the registers that hold argument 0: %rdi, and what the function's beginning copies it to."""
-    copies = {_RDI}
-    for match in re.finditer(rb"([\x48\x49])\x89([\xf8-\xff])", code[:_PROLOGUE]):
-        copies.add((match.group(1)[0] & 1) << 3 | match.group(2)[0] & 7)
-    return copies
-
-
 # --- the decisions ---------------------------------------------------------------------------------------
 
 
-def _locate(name: str, symbols: list[tuple[Symbol, Method]], code: _Code) -> _Found:
+def _locate(name: str, symbols: list[tuple[Symbol, Method]], code: Code) -> _Found:
     """Where a function is, by its symbol and by where it traces its event; raises _MissingError."""
     chosen = _pick(name, symbols, code)
     traces = code.traces.get(name, [])
@@ -527,7 +318,7 @@ def _locate(name: str, symbols: list[tuple[Symbol, Method]], code: _Code) -> _Fo
     return chosen
 
 
-def _pick(name: str, symbols: list[tuple[Symbol, Method]], code: _Code) -> _Found | None:
+def _pick(name: str, symbols: list[tuple[Symbol, Method]], code: Code) -> _Found | None:
     """The symbol to probe: the whole function, or for the EOI the part after the test."""
     whole = {s.address: (s, m) for s, m in symbols if s.name in _WANTED[name].symbols}
     parts = {s.address: (s, m) for s, m in symbols if ".part." in s.name}
@@ -544,7 +335,7 @@ def _pick(name: str, symbols: list[tuple[Symbol, Method]], code: _Code) -> _Foun
     return _Found(symbol.name, where, method, abi=options is whole)
 
 
-def _prove_eoi(where: range, code: _Code) -> _Eoi | None:
+def _prove_eoi(where: range, code: Code) -> _Eoi | None:
     """The EOI by its deeds: `if (!pending) return; …; pending = false` in one function or split into two."""
     if not code.x86:
         return None
@@ -560,7 +351,7 @@ def _prove_eoi(where: range, code: _Code) -> _Eoi | None:
     return None if place is None else _Eoi(place, pending, tests=bool(whole))
 
 
-def _layout(eoi: _Eoi | None, interrupt: range | None, code: _Code) -> tuple[int | None, int | None]:
+def _layout(eoi: _Eoi | None, interrupt: range | None, code: Code) -> tuple[int | None, int | None]:
     """Offsets of vbasedev in VFIOPCIDevice and of name in VFIODevice, each where both functions agree on one
     value.
 
@@ -580,7 +371,7 @@ def _layout(eoi: _Eoi | None, interrupt: range | None, code: _Code) -> tuple[int
 
 
 def _finish(
-    name: str, place: _Found, eoi: _Eoi | None, vbasedev: int | None, name_offset: int | None, code: _Code
+    name: str, place: _Found, eoi: _Eoi | None, vbasedev: int | None, name_offset: int | None, code: Code
 ) -> QemuFunction:
     """The probe at a place, with what is proved of its argument; raises _MissingError."""
     wanted = _WANTED[name]

@@ -54,12 +54,13 @@ class Sink(Protocol):
 
 
 class Stop:
-    """Becomes true at SIGINT or SIGTERM; a second one is left to its default action."""
+    """Becomes true at SIGINT, SIGTERM or SIGHUP; a second SIGINT or SIGTERM is left to its default action."""
 
     def __init__(self) -> None:
         self.reason = ""
         self._event = threading.Event()
         self._previous: dict[int, object] = {}
+        self._terminals: list[int] = []
 
     def __bool__(self) -> bool:
         return self._event.is_set()
@@ -67,7 +68,21 @@ class Stop:
     def _set(self, number: int, _frame: FrameType | None) -> None:
         self.reason = signal.Signals(number).name
         self._event.set()
+        if self._previous.pop(signal.SIGHUP, None) is not None:
+            # A connection that breaks tells of it twice, by the kernel and by the shell. It stays so: this is the end.
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
         self._restore()
+        if number == signal.SIGHUP:
+            self._leave_terminal()
+
+    def _leave_terminal(self) -> None:
+        """Let what is still said go nowhere, if the terminal is gone: to write to it is an error."""
+        gone = [number for number in self._terminals if not os.isatty(number)]
+        if gone:
+            null = os.open(os.devnull, os.O_RDWR)
+            for number in gone:
+                os.dup2(null, number)
+            os.close(null)
 
     def _restore(self) -> None:
         while self._previous:
@@ -76,9 +91,11 @@ class Stop:
 
     @contextmanager
     def listening(self) -> Iterator[Stop]:
-        """Take the signals for as long as the block runs."""
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._previous[number] = signal.signal(number, self._set)
+        """Take the signals for as long as the block runs; SIGHUP is not taken from what nohup runs."""
+        self._terminals = [number for number in (0, 1, 2) if os.isatty(number)]
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                self._previous[number] = signal.signal(number, self._set)
         try:
             yield self
         finally:

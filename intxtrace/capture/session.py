@@ -125,6 +125,11 @@ class Session:
         self._rows_by_vdev: dict[int, int] = {}
         self._next_look = 0
 
+        if not host.sees_every_process():
+            raise IntxtraceError(
+                "this process sees only those of its PID namespace, and none of the host's VMs: run this on the host "
+                "itself, or give the container --pid=host"
+            )
         running = host.processes()
         self._check_selection(running, wait)
         self._probes = Probes(bar=bar, ring_bytes=ring_bytes)

@@ -12,6 +12,7 @@ import typer
 
 import intxtrace
 from intxtrace.cli import (
+    completion,
     devices,
     doctor,
     export,
@@ -28,7 +29,7 @@ from intxtrace.cli import (
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=False,  # it has its own: see intxtrace.cli.completion
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # rich would take half of the time that --help has
 )
@@ -40,11 +41,17 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
+def _examples(*lines: str) -> str:
+    """Make the end of a help text; \\b keeps its lines as they are."""
+    return "\n".join(("\b", "Examples:", *(f"  {line}" for line in lines)))
+
+
 @app.callback(
-    epilog="Examples:\n\n"
-    "  intxtrace record -o trace.intx --duration 10s\n\n"
-    "  intxtrace summary trace.intx\n\n"
-    "  intxtrace report trace.intx -o report.html"
+    epilog=_examples(
+        "sudo intxtrace record -o trace.intx --duration 10s",
+        "intxtrace summary trace.intx",
+        "intxtrace report trace.intx --open",
+    )
 )
 def _root(
     version: Annotated[
@@ -52,10 +59,6 @@ def _root(
     ] = False,
 ) -> None:
     """Which way did each INTx interrupt of a passed-through PCI device take, and what did it cost?"""
-
-
-def _examples(*lines: str) -> str:
-    return "Examples:\n\n" + "\n\n".join(f"  {line}" for line in lines)
 
 
 app.command(
@@ -74,19 +77,19 @@ app.command(
 )(devices.devices)
 app.command(
     epilog=_examples(
-        "intxtrace record",
-        "intxtrace record -o slow.intx --vm win10 --duration 30s",
-        "intxtrace record --device 0000:01:00.0 --max-interrupts 10000",
-        "intxtrace record --wait --dry-run",
-        "intxtrace record --keep 60s --stop-when 'masked>5ms'",
-        "intxtrace record -- virsh start win10",
+        "sudo intxtrace record",
+        "sudo intxtrace record -o slow.intx --vm win10 --duration 30s",
+        "sudo intxtrace record --device 0000:01:00.0 --max-interrupts 10000",
+        "sudo intxtrace record --wait --dry-run",
+        "sudo intxtrace record --keep 60s --stop-when 'masked>5ms'",
+        "sudo intxtrace record -- virsh start win10",
     )
 )(record.record)
 app.command(
     epilog=_examples(
-        "intxtrace live",
-        "intxtrace live --vm win10 --path userspace --window 30s",
-        "intxtrace live --once --json | jq '.data.devices[] | {vm, bdf, path, rate}'",
+        "sudo intxtrace live",
+        "sudo intxtrace live --vm win10 --path userspace --window 30s",
+        "sudo intxtrace live --once --json | jq '.data.devices[] | {vm, bdf, path, rate}'",
         "intxtrace live --replay trace.intx --speed 2",
     )
 )(live.live)
@@ -94,7 +97,7 @@ app.command(
     name="import",
     epilog=_examples(
         "intxtrace import trace.txt -o trace.intx",
-        "cat /sys/kernel/tracing/trace | intxtrace import - -o now.intx",
+        "sudo cat /sys/kernel/tracing/trace | intxtrace import - -o now.intx",
         "intxtrace import /var/log/libvirt/qemu/win10.log.gz -o win10.intx",
         "intxtrace import trace.txt qemu.log -o both.intx",
         "intxtrace import trace.txt --map my_irq=qemu_interrupt --map my_eoi=qemu_eoi",
@@ -102,7 +105,8 @@ app.command(
 )(import_.import_)
 app.command(
     epilog=_examples(
-        "intxtrace recipe tracefs > record.sh; bash record.sh trace.txt 30; intxtrace import trace.txt",
+        "intxtrace recipe tracefs > record.sh",
+        "sudo bash record.sh trace.txt 30 && intxtrace import trace.txt",
         "intxtrace recipe bpftrace --qemu /mnt/otherhost/usr/bin/qemu-system-x86_64",
     )
 )(recipe.recipe)
@@ -143,3 +147,10 @@ app.command(
     )
 )(export.export)
 app.command(epilog=_examples("intxtrace schema", "intxtrace schema summary > summary.schema.json"))(schema.schema)
+app.command(
+    epilog=_examples(
+        'eval "$(intxtrace completion bash)"',
+        "intxtrace completion zsh > ~/.zfunc/_intxtrace",
+        "intxtrace completion fish > ~/.config/fish/completions/intxtrace.fish",
+    )
+)(completion.completion)

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO
 
 import typer
 
+from intxtrace.cli.completion import among
 from intxtrace.cli.filters import Choice, Filters, with_filters
+from intxtrace.cli.options import TraceFile
 from intxtrace.errors import IntxtraceError
 
 if TYPE_CHECKING:
@@ -28,27 +30,33 @@ TABLES = ("interrupts", "states", "events")
 
 @with_filters
 def export(
-    trace: Annotated[Path, typer.Argument(metavar="TRACE", help="A trace file (*.intx).")],
+    trace: TraceFile,
     choice: Choice,
-    form: Annotated[str, typer.Option("--format", metavar="FORMAT", help=f"{', '.join(SUFFIXES)}.")],
+    form: Annotated[
+        str, typer.Option("--format", metavar="FORMAT", help=f"{', '.join(SUFFIXES)}.", autocompletion=among(*SUFFIXES))
+    ],
     out: Annotated[
         Path | None,
         typer.Option(
             "-o",
             "--output",
             metavar="OUT",
-            help="Where to write it; - is standard output. Default: TRACE's name, here.",
+            help="Where to write it; - is standard output. Default: TRACE's name with the format's, here.",
         ),
     ] = None,
     table: Annotated[
         str | None,
         typer.Option(
-            "--table", metavar="TABLE", help=f"Of parquet, csv, jsonl: {', '.join(TABLES)}.", show_default="interrupts"
+            "--table",
+            metavar="TABLE",
+            help=f"Of parquet, csv, jsonl: {', '.join(TABLES)}.",
+            show_default="interrupts",
+            autocompletion=among(*TABLES),
         ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite OUT.")] = False,
 ) -> None:
-    """Write a trace as a table (Parquet, CSV, JSON lines), for Perfetto, or for Prometheus' node exporter.
+    """Write a trace as a table, for Perfetto, or for Prometheus.
 
     OUT has its name only once it is whole. Perfetto (ui.perfetto.dev) and chrome://tracing open the perfetto format;
     openmetrics is for the node exporter's textfile collector.
@@ -75,9 +83,8 @@ def export(
         if target.exists() and target.samefile(trace):
             raise IntxtraceError(f"{target} is the trace itself; write to another file")
         files.check_free(target, force=force)
-    filters = choice.resolve(opened.metadata, opened.tables, lambda: opened.begin_at)
-    if table == "events" and tabular:
-        _only_times(choice)
+    resolve = choice.resolve_times if table == "events" and tabular else choice.resolve
+    filters = resolve(opened.metadata, opened.tables, lambda: opened.begin_at)
     write = _writer(form, table, opened, filters)
     with _standard_output() if to_terminal else files.whole(target, force=force) as stream:
         note = write(stream)
@@ -86,13 +93,6 @@ def export(
     if note:
         output.note(note)
     output.note_end(opened)
-
-
-def _only_times(choice: Choice) -> None:
-    """Refuse the filters that cannot be told of a single event."""
-    for option in ("device", "vm", "path", "origin", "outcome", "min"):
-        if getattr(choice, option):
-            raise IntxtraceError(f"--{option} cannot be told of single events; leave it out, or export interrupts")
 
 
 @contextlib.contextmanager
@@ -121,11 +121,7 @@ def _write_table(stream: BinaryIO, form: str, table: str, trace: Trace, filters:
     writer = tables.writer(form, stream, columns)
     if table == "events":
         for events in output.watched(trace, trace.iter_events()):
-            if filters.begin_at is not None:
-                events = events[events["ts"] >= max(filters.begin_at, 0)]
-            if filters.end_at is not None:
-                events = events[events["ts"] < max(filters.end_at, 0)]
-            writer.write(tables.from_events(events, columns))
+            writer.write(tables.from_events(filters.cut(events), columns))
     else:
         output.note_compile(trace)
         for result in output.watched(trace, trace.iter_results()):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,10 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from intxtrace.cli.completion import among
+from intxtrace.cli.options import Devices, Vms, shared
 from intxtrace.errors import IntxtraceError
 from intxtrace.frames import ORIGINS, OUTCOMES, PATHS, STAGES
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     import pandas as pd
 
     from intxtrace.trace.metadata import Metadata
@@ -79,6 +81,14 @@ class Filters:
         for mask in keep:
             frame = frame[mask.reindex(frame.index).astype(bool)]
         return frame
+
+    def cut(self, events: npt.NDArray[np.void]) -> npt.NDArray[np.void]:
+        """Keep the events (dtype `events.RECORD`) of the wanted time; nothing else can be told of a single event."""
+        if self.begin_at is not None:
+            events = events[events["ts"] >= max(self.begin_at, 0)]
+        if self.end_at is not None:
+            events = events[events["ts"] < max(self.end_at, 0)]
+        return events
 
     def clip(self, first: int | None, last: int | None) -> tuple[int | None, int | None]:
         """Narrow a trace's first and last instant to the wanted time."""
@@ -231,29 +241,34 @@ class Choice:
             min_ns=None if self.min is None else parse_duration(self.min, "--min"),
         )
 
+    def resolve_times(self, metadata: Metadata, tables: Tables, begin_at: Callable[[], int | None]) -> Filters:
+        """Do as `resolve`, for single events.
+
+        Raises:
+            IntxtraceError: also a filter that cannot be told of a single event.
+        """
+        for option in ("device", "vm", "path", "origin", "outcome", "min"):
+            if getattr(self, option):
+                raise IntxtraceError(f"--{option} cannot be told of single events; leave it out, or export interrupts")
+        return self.resolve(metadata, tables, begin_at)
+
+
+def _one_of(what: str, known: tuple[str, ...]) -> Any:
+    return typer.Option(
+        f"--{what}",
+        metavar=what.upper(),
+        help=f"Only this {what}: {', '.join(known)}.",
+        show_default=False,
+        autocompletion=among(*known),
+    )
+
 
 def _options(
-    device: Annotated[
-        list[str],
-        typer.Option("--device", metavar="BDF", help="Only this device (may be repeated).", show_default=False),
-    ] = [],  # noqa: B006
-    vm: Annotated[
-        list[str], typer.Option("--vm", metavar="NAME|PID", help="Only this VM (may be repeated).", show_default=False)
-    ] = [],  # noqa: B006
-    path: Annotated[
-        list[str],
-        typer.Option("--path", metavar="PATH", help=f"Only this path: {', '.join(PATHS)}.", show_default=False),
-    ] = [],  # noqa: B006
-    origin: Annotated[
-        list[str],
-        typer.Option("--origin", metavar="ORIGIN", help=f"Only this origin: {', '.join(ORIGINS)}.", show_default=False),
-    ] = [],  # noqa: B006
-    outcome: Annotated[
-        list[str],
-        typer.Option(
-            "--outcome", metavar="OUTCOME", help=f"Only this outcome: {', '.join(OUTCOMES)}.", show_default=False
-        ),
-    ] = [],  # noqa: B006
+    device: Devices = [],  # noqa: B006
+    vm: Vms = [],  # noqa: B006
+    path: Annotated[list[str], _one_of("path", PATHS)] = [],  # noqa: B006
+    origin: Annotated[list[str], _one_of("origin", ORIGINS)] = [],  # noqa: B006
+    outcome: Annotated[list[str], _one_of("outcome", OUTCOMES)] = [],  # noqa: B006
     from_: Annotated[
         str | None,
         typer.Option(
@@ -269,17 +284,5 @@ def _options(
     """Declare the options, for `with_filters`."""
 
 
-def with_filters(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the filter options: its parameter `choice` becomes the options of `Choice`."""
-    own = inspect.signature(command, eval_str=True)
-    shared = inspect.signature(_options, eval_str=True).parameters
-    parameters = [p for p in own.parameters.values() if p.name != "choice"]
-
-    @functools.wraps(command)
-    def wrapper(**values: Any) -> None:
-        command(choice=Choice(**{name: values.pop(name) for name in shared}), **values)
-
-    keyword = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in (*parameters, *shared.values())]
-    vars(wrapper)["__signature__"] = own.replace(parameters=keyword)
-    wrapper.__annotations__ = {p.name: p.annotation for p in keyword}
-    return wrapper
+with_filters = shared(_options, Choice, "choice")
+"""Gives a command the filter options: its parameter `choice` becomes the options of `Choice`."""

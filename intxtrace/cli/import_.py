@@ -21,17 +21,19 @@ if TYPE_CHECKING:
 def import_(
     recordings: Annotated[
         list[Path],
-        typer.Argument(metavar="RECORDING...", help="The recording; - reads standard input. Several: of one run."),
+        typer.Argument(metavar="RECORDING", help="The recording; - reads standard input. Several: of one run."),
     ],
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Trace file. Default: RECORDING's name with .intx, here.")
+        Path | None,
+        typer.Option("-o", "--output", metavar="FILE", help="Trace file. Default: RECORDING's name with .intx, here."),
     ] = None,
     mapped: Annotated[
         list[str] | None,
         typer.Option(
             "--map",
             metavar="NAME=KIND",
-            help="What the event NAME of the text is: a kind such as handler_entry or qemu_eoi, or ignore. Repeatable.",
+            help="What the event NAME of the text is: a kind such as handler_entry or qemu_eoi, or ignore "
+            "(may be repeated).",
         ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite the trace file.")] = False,

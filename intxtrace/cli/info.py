@@ -7,16 +7,22 @@ from typing import Annotated
 
 import typer
 
+from intxtrace.cli.options import TraceFile
+
 
 def info(
-    trace: Annotated[Path, typer.Argument(metavar="TRACE", help="A trace file (*.intx).")],
+    trace: TraceFile,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON (schema intxtrace.info).")] = False,
     repair: Annotated[
-        Path | None, typer.Option(metavar="OUT", help="Also write a copy that ends cleanly after its last whole batch.")
+        Path | None,
+        typer.Option(metavar="OUT", help="Also write a copy that ends cleanly after its last whole batch."),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite OUT.")] = False,
 ) -> None:
-    """Say what a trace file holds: where and how it was made, its events, probes, VMs and devices."""
+    """Say what a trace file holds, and where and how it was made.
+
+    Its events by kind, probes, VMs and devices, read from the file as they are: nothing is reconstructed.
+    """
     from rich.console import Console
 
     from intxtrace.analysis.inventory import inventory

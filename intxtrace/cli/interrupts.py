@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from intxtrace.cli.completion import among
 from intxtrace.cli.filters import Choice, first_instant, with_filters
+from intxtrace.cli.options import TraceFile
 from intxtrace.errors import IntxtraceError
 from intxtrace.frames import INTERRUPTS, empty
 
@@ -54,13 +55,18 @@ def first_rows(frames: Iterable[pd.DataFrame], by: str, limit: int) -> tuple[pd.
 
 @with_filters
 def interrupts(
-    trace: Annotated[Path, typer.Argument(metavar="TRACE", help="A trace file (*.intx).")],
+    trace: TraceFile,
     choice: Choice,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON (schema intxtrace.interrupts).")] = False,
     limit: Annotated[int, typer.Option(metavar="N", help="At most so many rows; 0: all.")] = 20,
-    by: Annotated[str, typer.Option(metavar="ORDER", help="masked (longest first), time or id.")] = "masked",
+    by: Annotated[
+        str, typer.Option(metavar="ORDER", help="masked (longest first), time or id.", autocompletion=among(*ORDERS))
+    ] = "masked",
 ) -> None:
-    """List interrupts one by one, the slowest first: when each stage was reached and how long each took."""
+    """List interrupts one by one, the slowest first.
+
+    Of each: when its stages were reached, and how long each took.
+    """
     from rich.console import Console
 
     from intxtrace.analysis import interrupt_rows

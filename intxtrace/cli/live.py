@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from intxtrace.cli.capturing import Capture, with_capture
+from intxtrace.cli.completion import traces
 from intxtrace.cli.filters import Choice, with_filters
 from intxtrace.errors import IntxtraceError
 
@@ -24,32 +26,32 @@ _SECOND = 1_000_000_000
 
 
 @with_filters
+@with_capture
 def live(
     choice: Choice,
-    pid: Annotated[list[int] | None, typer.Option(help="Only the VM of this process; may be repeated.")] = None,
-    window: Annotated[str, typer.Option(metavar="DURATION", help="How much time a row tells of.")] = "10s",
+    capture: Capture,
+    window: Annotated[
+        str, typer.Option(metavar="DURATION", help="How much time a row tells of, from 1s to 1h.")
+    ] = "10s",
     once: Annotated[bool, typer.Option("--once", help="Watch for one window, print what was seen, and end.")] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print JSON at the end (schema intxtrace.live), not text.")
     ] = False,
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="At the end, save what was seen to this trace file.")
+        Path | None,
+        typer.Option("-o", "--output", metavar="FILE", help="At the end, save what was seen to this trace file."),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite that file.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite FILE.")] = False,
     keep: Annotated[
-        str, typer.Option(metavar="SIZE", help="Memory for what may be saved; the oldest events go first.")
+        str, typer.Option(metavar="SIZE", help="Memory for what may be saved, from 1M; the oldest events go first.")
     ] = "256M",
     replay: Annotated[
-        Path | None, typer.Option(metavar="TRACE", help="Play a recorded trace instead of watching this host.")
+        Path | None,
+        typer.Option(
+            metavar="TRACE", help="Play a recorded trace instead of watching this host.", autocompletion=traces
+        ),
     ] = None,
     speed: Annotated[float, typer.Option(metavar="X", help="Play it so many times as fast.")] = 1.0,
-    bar: Annotated[
-        str, typer.Option(help="Trapped BAR accesses: count them in the kernel, record all of them, or none.")
-    ] = "count",
-    ring_size: Annotated[
-        str, typer.Option(help="Size of the ring between kernel and recorder, a power of two.")
-    ] = "16M",
-    wait: Annotated[bool, typer.Option("--wait", help="Also when the chosen VM does not run yet.")] = False,
 ) -> None:
     """Watch the INTx interrupts of this host's VMs as they come. Needs root and bcc, but for --replay.
 
@@ -76,15 +78,15 @@ def live(
         notes = _Notes()
         source: Source
         if replay is not None:
-            source, filters, compile_from = _recorded(replay, speed, choice, pid)
+            source, filters, compile_from = _recorded(replay, speed, choice, capture.pid)
         else:
-            source, filters = _host(stack, choice, pid or [], bar, ring_size, wait, notes, speed)
+            source, filters = _host(stack, choice, capture, notes, speed)
             compile_from = 0
         view = _watch(source, filters, compile_from, window_ns, keep_bytes, once, stop, notes, output, force)
     _print(view, as_json, window_ns)
 
 
-def _recorded(path: Path, speed: float, choice: Choice, pid: list[int] | None) -> tuple[Replay, Filters, int | None]:
+def _recorded(path: Path, speed: float, choice: Choice, pid: list[int]) -> tuple[Replay, Filters, int | None]:
     from intxtrace.api import open_trace
     from intxtrace.live import Replay
     from intxtrace.reconstruct import LOAD_FROM
@@ -92,7 +94,7 @@ def _recorded(path: Path, speed: float, choice: Choice, pid: list[int] | None) -
     if not 0 < speed < float("inf"):
         raise IntxtraceError(f"--speed takes a number above 0, not {speed:g}")
     trace = open_trace(path)
-    choice = replace(choice, vm=[*choice.vm, *map(str, pid or ())])
+    choice = replace(choice, vm=[*choice.vm, *map(str, pid)])
     filters = choice.resolve(trace.metadata, trace.tables, lambda: trace.begin_at)
     compile_from = 0 if trace.event_count >= LOAD_FROM else None
     if compile_from == 0:
@@ -100,19 +102,8 @@ def _recorded(path: Path, speed: float, choice: Choice, pid: list[int] | None) -
     return Replay(path, speed), filters, compile_from
 
 
-def _host(
-    stack: ExitStack,
-    choice: Choice,
-    pids: list[int],
-    bar: str,
-    ring_size: str,
-    wait: bool,
-    notes: _Notes,
-    speed: float,
-) -> tuple[Host, Filters]:
-    from intxtrace.capture import host
+def _host(stack: ExitStack, choice: Choice, capture: Capture, notes: _Notes, speed: float) -> tuple[Host, Filters]:
     from intxtrace.capture.recording import prefer
-    from intxtrace.cli.capturing import session_maker
     from intxtrace.live import Host
     from intxtrace.trace.metadata import Metadata
     from intxtrace.trace.tables import Tables
@@ -125,13 +116,9 @@ def _host(
         raise IntxtraceError("--speed is that of a recorded trace; give --replay TRACE, or leave it out")
     # Devices and VMs are chosen in the kernel, as `record` does; the rest when an interrupt is closed.
     filters = replace(choice, device=[], vm=[]).resolve(Metadata(), Tables(), lambda: None)
-    named = {one.name for one in host.processes()} if any(map(str.isdecimal, choice.vm)) else set()
-    pids = [*pids, *(int(text) for text in choice.vm if text.isdecimal() and text not in named)]
-    vms = [text for text in choice.vm if not text.isdecimal() or text in named]
-    make_session = session_maker(vms, pids, choice.device, bar, ring_size)
+    make_session = capture.session_maker(wait=capture.wait or not capture.chosen)
     _prepare()
-    chosen = bool(vms or pids or choice.device)
-    session = stack.enter_context(make_session(wait=wait or not chosen, say=notes))
+    session = stack.enter_context(make_session(say=notes))
     for row in session.tables.probes:
         if row.standing == "missing" and row.reason:
             notes(f"not traced: {row.name}: {row.reason}")

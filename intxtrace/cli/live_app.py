@@ -7,13 +7,14 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TextIO, cast
 
 from rich.text import Text
 from textual import on
 from textual.app import App, ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
+from textual.drivers.linux_driver import LinuxDriver
 from textual.events import Resize
 from textual.message import Message
 from textual.screen import ModalScreen, Screen
@@ -30,6 +31,35 @@ if TYPE_CHECKING:
 INTERRUPTED = 130
 _LOOK_SECONDS = 0.1
 """How long a signal waits for its effect, at most."""
+
+
+class _Screen:
+    """A terminal that may go while it is drawn on: what cannot be drawn any more is of no account.
+
+    An error would end textual's thread that draws, and then its queue fills up, and to end the app waits for ever.
+    """
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+
+    def write(self, text: str) -> None:
+        with suppress(OSError):
+            self._file.write(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            self._file.flush()
+
+    def fileno(self) -> int:
+        return self._file.fileno()
+
+
+class _Driver(LinuxDriver):
+    """Textual's own, on such a terminal."""
+
+    def __init__(self, app: App[object], **options: Any) -> None:
+        super().__init__(app, **options)
+        self._file = cast(Any, _Screen(cast(TextIO, self._file)))
 
 
 class Viewed(Message):
@@ -152,7 +182,7 @@ class LiveApp(App[None]):
             stopped: whether a signal wants the end.
             refresh: seconds between two pictures.
         """
-        super().__init__()
+        super().__init__(driver_class=_Driver)
         self.animation_level = "none"
         self.last: LiveView | None = None
         """The last view, once the app has ended."""

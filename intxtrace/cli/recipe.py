@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from intxtrace.cli.completion import among
+
 if TYPE_CHECKING:
     from intxtrace.recipes.probes import Members
     from intxtrace.recipes.scripts import Qemu
@@ -15,7 +17,10 @@ KINDS = ("tracefs", "trace-cmd", "perf", "bpftrace", "qemu-log")
 
 
 def recipe(
-    kind: Annotated[str, typer.Argument(metavar="KIND", help=f"What to record with: {', '.join(KINDS)}.")],
+    kind: Annotated[
+        str,
+        typer.Argument(metavar="KIND", help=f"What to record with: {', '.join(KINDS)}.", autocompletion=among(*KINDS)),
+    ],
     qemu: Annotated[
         list[Path] | None,
         typer.Option(
@@ -26,10 +31,11 @@ def recipe(
         ),
     ] = None,
 ) -> None:
-    """Print a shell script that makes a recording which imports fully, on a host without bcc.
+    """Print a shell script that records on a host without bcc.
 
-    It changes nothing; the script records when it is run, as root, on the VM host. Where QEMU's functions are is
-    found in the binary, where structures keep what is read in this kernel's type information.
+    What it records imports fully. This command changes nothing; the script records when it is run, as root, on the VM
+    host. Where QEMU's functions are is found in the binary, where structures keep what is read in this kernel's type
+    information.
     """
     from intxtrace.cli.output import note
     from intxtrace.errors import IntxtraceError

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import subprocess
@@ -12,6 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from intxtrace.cli.capturing import Capture, with_capture
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,35 +32,34 @@ WINDOW_BYTES = 1 << 30
 _UNITS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "": 1.0}
 
 
+@with_capture
 def record(
+    capture: Capture,
     command: Annotated[
-        list[str] | None, typer.Argument(metavar="[-- CMD...]", help="Record while this command runs.")
+        list[str] | None, typer.Argument(metavar="-- CMD", help="Record while this command runs.")
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Trace file. Default: intxtrace-DATE-TIME.intx here.")
+        Path | None,
+        typer.Option("-o", "--output", metavar="FILE", help="Trace file. Default: intxtrace-DATE-TIME.intx here."),
     ] = None,
-    vm: Annotated[list[str] | None, typer.Option(help="Only VMs of this name; may be repeated.")] = None,
-    pid: Annotated[list[int] | None, typer.Option(help="Only the VM of this process; may be repeated.")] = None,
-    device: Annotated[list[str] | None, typer.Option(help="Only the device at this PCI address (BDF).")] = None,
-    duration: Annotated[str | None, typer.Option(help="End after this time: 500ms, 30s, 5m, 2h.")] = None,
-    max_interrupts: Annotated[int | None, typer.Option(min=1, help="End after this many interrupts.")] = None,
+    duration: Annotated[
+        str | None, typer.Option(metavar="TIME", help="End after this time: 500ms, 30s, 5m, 2h.")
+    ] = None,
+    max_interrupts: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="End after this many interrupts.")
+    ] = None,
     max_size: Annotated[
-        str | None, typer.Option(help="End when the file is so large (64M, 2G); with --keep, the memory for it.")
+        str | None,
+        typer.Option(metavar="SIZE", help="End when the file is so large (64M, 2G); with --keep, the memory for it."),
     ] = None,
     keep: Annotated[
-        str | None, typer.Option(help="Keep only the last so much time (60s, 5m), in memory, and write it at the end.")
+        str | None,
+        typer.Option(metavar="TIME", help="Keep only the last so much time (60s, 5m) in memory; write it at the end."),
     ] = None,
     stop_when: Annotated[
         str | None,
         typer.Option(metavar="STAGE>TIME", help="End a second after an interrupt took longer, such as 'masked>5ms'."),
     ] = None,
-    bar: Annotated[
-        str, typer.Option(help="Trapped BAR accesses: count them in the kernel, record all of them, or none.")
-    ] = "count",
-    ring_size: Annotated[
-        str, typer.Option(help="Size of the ring between kernel and recorder, a power of two.")
-    ] = "16M",
-    wait: Annotated[bool, typer.Option("--wait", help="Also when no such VM runs yet: wait for it.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Overwrite the trace file.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Load and attach everything, say so, and leave; no trace, no command.")
@@ -72,7 +74,7 @@ def record(
     """
     from intxtrace import stalls
     from intxtrace.capture.recording import Limits, Stop
-    from intxtrace.cli.capturing import parse_size, prepare, session_maker
+    from intxtrace.cli.capturing import parse_size, prepare
     from intxtrace.errors import IntxtraceError
     from intxtrace.units import printable
 
@@ -82,7 +84,7 @@ def record(
     most = None if max_size is None else parse_size(max_size)
     if max_size is not None and (most is None or most < 1 << 20):
         raise IntxtraceError(f"--max-size takes a size from 1M, such as 64M or 2G, not {max_size!r}")
-    make_session = session_maker(vm or [], pid or [], device or [], bar, ring_size)
+    make_session = capture.session_maker(wait=capture.wait or bool(command))
     if output is None:
         output = Path(time.strftime("intxtrace-%Y%m%d-%H%M%S.intx"))
     if not force and not dry_run and os.path.lexists(output):
@@ -90,17 +92,16 @@ def record(
 
     def say(sentence: str) -> None:
         if not quiet:
-            print(f"intxtrace: {printable(sentence, 4000)}", file=sys.stderr, flush=True)
+            _tell(f"intxtrace: {printable(sentence, 4000)}\n")
 
     stop = Stop()
-    waits = wait or bool(command)
     if dry_run:
-        with make_session(wait=waits, say=say) as session:
+        with make_session(say=say) as session:
             _describe(session.tables, say)
         return
     if condition is not None:
         prepare()
-    with stop.listening(), make_session(wait=waits, say=say) as session:
+    with stop.listening(), make_session(say=say) as session:
         trigger = None if condition is None else stalls.Trigger(condition, session.tables).see
         limits = Limits(seconds, max_interrupts, size=None if kept_ns else most, condition=trigger)
         sink = _sink(output, force, kept_ns, most or WINDOW_BYTES)
@@ -223,12 +224,18 @@ class _CounterLine:
             f"{now - self._begun:6.0f} s  {counts.interrupts:,} interrupts ({rate:,.0f}/s)  "
             f"{counts.events:,} events  {counts.lost:,} lost"
         )
-        print(f"\r\033[K{text[:79]}", end="", file=sys.stderr, flush=True)
+        _tell(f"\r\033[K{text[:79]}")
         self._shown = True
 
     def end(self) -> None:
         if self._shown:
-            print(file=sys.stderr, flush=True)
+            _tell("\n")
+
+
+def _tell(text: str) -> None:
+    """Print on standard error. That a terminal is gone shows here before its SIGHUP is handled, and is no reason."""
+    with contextlib.suppress(OSError):
+        print(text, end="", file=sys.stderr, flush=True)
 
 
 def _duration(text: str, option: str = "--duration") -> float:

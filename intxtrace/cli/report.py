@@ -8,16 +8,17 @@ from typing import Annotated
 import typer
 
 from intxtrace.cli.filters import Choice, with_filters
+from intxtrace.cli.options import TraceFile
 
 
 @with_filters
 def report(
-    trace: Annotated[Path, typer.Argument(metavar="TRACE", help="A trace file (*.intx).")],
+    trace: TraceFile,
     choice: Choice,
     out: Annotated[
         Path | None,
         typer.Option(
-            "-o", "--output", metavar="FILE", help="Where to write it (default: the trace's name, .html, here)."
+            "-o", "--output", metavar="FILE", help="Where to write it. Default: TRACE's name with .html, here."
         ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite FILE.")] = False,

@@ -10,7 +10,10 @@ import typer
 def schema(
     name: Annotated[str | None, typer.Argument(metavar="NAME", help="A shape; without one, all are listed.")] = None,
 ) -> None:
-    """Print the shape of a command's --json as JSON Schema (draft 2020-12)."""
+    """Print the shape of a command's --json, as JSON Schema.
+
+    It is of draft 2020-12; a shape's version grows when a member goes or changes its meaning.
+    """
     from intxtrace.errors import IntxtraceError
     from intxtrace.render.json import VERSION
     from intxtrace.render.schema import SHAPES, document

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from intxtrace.cli.filters import Choice, with_filters
+from intxtrace.cli.options import TraceFile
 
 
 @with_filters
 def summary(
-    trace: Annotated[Path, typer.Argument(metavar="TRACE", help="A trace file (*.intx).")],
+    trace: TraceFile,
     choice: Choice,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON (schema intxtrace.summary).")] = False,
 ) -> None:
-    """Say which way each device's interrupts took, what they cost and where the time went."""
+    """Say which way interrupts took, what it cost, what is wrong.
+
+    For each device: paths, origins, outcomes, the time of each stage, floods, states, and findings with what shows
+    them and what to change.
+    """
     from rich.console import Console
 
     from intxtrace.api import open_trace

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import re
+from functools import lru_cache
 from typing import Any
 
 from intxtrace.importers.blocks import Readable
@@ -73,21 +74,21 @@ def _from_json(line: bytes) -> bytes:
             return b"CPU:0 [LOST %d EVENTS]\n" % _number(values["data"].get("events"))
         if not isinstance(values["data"], str):
             return b""
-        return b"".join(_translated(inner) for inner in values["data"].encode().split(b"\n") if inner)
+        return b"".join(_translated(inner) for inner in _bytes(values["data"]).split(b"\n") if inner)
     event = values.get("event")
     ts = _number(values.get("ts"))
     if not isinstance(event, str) or not event.isascii() or not _WORD.fullmatch(event) or not ts:
         return b""
-    arguments = " ".join(
-        f"{key}={value if isinstance(value, str) or value < 1 << 32 else hex(value)}"
-        for key, value in values.items()
-        if key not in _HEAD and key.isascii() and _WORD.fullmatch(key) and _is_argument(value)
-    )
+    arguments = []
+    for key, value in values.items():
+        if _is_key(key) and _is_argument(value):
+            text = value if isinstance(value, str) or value < 1 << 32 else hex(value)
+            arguments.append(f"{key}={text}")
     name = _RENAMED.get(event.encode(), event.encode())
     tgid = values.get("tgid", values.get("pid"))
-    comm = str(values.get("comm", "")).encode()[:15]
+    comm = _bytes(str(values.get("comm", "")))[:15]
     return _line(ts, _number(values.get("cpu")), _number(values.get("tid")), _number(tgid), comm, name,
-                 arguments.encode())  # fmt: skip
+                 " ".join(arguments).encode())  # fmt: skip
 
 
 def _loaded(line: bytes) -> dict[str, Any]:
@@ -98,9 +99,19 @@ def _loaded(line: bytes) -> dict[str, Any]:
     return values if isinstance(values, dict) else {}
 
 
+def _bytes(text: str) -> bytes:
+    """Return a string of JSON, which may hold half of a surrogate pair, as UTF-8."""
+    return text.encode("utf-8", "replace")
+
+
 def _number(value: object) -> int:
     """Return a number that fits, 0 for everything else."""
     return value if isinstance(value, int) and 0 <= value < 1 << 63 else 0
+
+
+@lru_cache(maxsize=256)
+def _is_key(key: str) -> bool:
+    return key not in _HEAD and key.isascii() and _WORD.fullmatch(key) is not None
 
 
 def _is_argument(value: object) -> bool:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from importlib import import_module
 from typing import Any
 
 import numpy as np
 
 from intxtrace.importers import ftrace_scan, qemu_scan, scan
+from intxtrace.importers.blocks import Block
 
 LOAD_FROM = 2 << 20
 """Bytes of text from which on loading a compiled scanner is worth its time."""
@@ -27,7 +29,7 @@ _compiled: dict[Any, Any] = {}
 class Scanner:
     """A scanner that is compiled once it has read much.
 
-    Its arguments are the text, an integer, and arrays of int64.
+    Its arguments are the text, the first line to read, and arrays of int64; it returns the next line.
     """
 
     def __init__(self, function: Any) -> None:
@@ -35,7 +37,22 @@ class Scanner:
         self._read = 0
         self._is_compiled = False
 
-    def ready(self, text: bytes) -> tuple[Any, Any]:
+    def scanned(self, block: Block, arrays: Callable[[], tuple[Any, ...]], size: int) -> Iterator[list[int]]:
+        """Scan a block's lines; hand out what was counted whenever an output is full, and at the end.
+
+        Args:
+            block: whole lines.
+            arrays: give the scanner's tables and outputs, each time anew.
+            size: how much the scanner counts.
+        """
+        scan, text = self._ready(block.text)
+        line = 0
+        while line < len(block.stops):
+            counts = np.zeros(size, np.int64)
+            line = scan(text, line, block.stops, *arrays(), counts)
+            yield counts.tolist()
+
+    def _ready(self, text: bytes) -> tuple[Any, Any]:
         """Return the function that reads this text, and the text as it takes it."""
         self._read += len(text)
         self._is_compiled = self._is_compiled or self._function in _compiled or self._pays()

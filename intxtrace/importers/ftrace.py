@@ -183,19 +183,17 @@ class FtraceText:
 
     def _read(self) -> Iterator[npt.NDArray[np.void]]:
         """Read block by block."""
-        for text, stops in self._blocks:
-            scan, data = self._scanner.ready(text)
-            line = 0
-            while line < len(stops):
-                counts = np.zeros(COUNTS, np.int64)
-                tables = (self._dialect.names, self._dialect.keys, WORDS, self._cpus)
-                line = scan(data, line, stops, *tables, self._heads, self._rows, self._fields, self._remarks, counts)
-                found: list[int] = counts.tolist()
+        for block in self._blocks:
+            for found in self._scanner.scanned(block, self._arrays, COUNTS):
                 self.lines += found[C_LINES]
                 self._ticks += found[C_TICKS]
                 self._found |= found[C_HEADS] > 0
                 remarks = self._remarks[: found[C_REMARKS]].tolist()
-                yield self._events(text, found[C_HEADS], found[C_ROWS], remarks)
+                yield self._events(block.text, found[C_HEADS], found[C_ROWS], remarks)
+
+    def _arrays(self) -> tuple[npt.NDArray[np.int64], ...]:
+        tables = (self._dialect.names, self._dialect.keys, WORDS, self._cpus)
+        return (*tables, self._heads, self._rows, self._fields, self._remarks)
 
     def _events(self, text: bytes, n_heads: int, n_rows: int, remarks: list[int]) -> npt.NDArray[np.void]:
         """Turn what was scanned into records."""

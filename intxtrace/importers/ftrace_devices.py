@@ -40,10 +40,11 @@ class Devices:
             row = -1  # The address in memory belongs to another device now.
         if row < 0 and bdf >= 0:
             row = self._row_of_bdf.get(bdf, -1)
+        new = row < 0 or (vdev and vdev not in self._row_of_vdev)
+        if new and max(len(devices), len(self._row_of_vdev)) >= MAX_ROWS:
+            raise IntxtraceError(f"more than {MAX_ROWS} devices: this is no recording of a VM host")
         if row < 0:
             row = len(devices)
-            if row >= MAX_ROWS:
-                raise IntxtraceError(f"more than {MAX_ROWS} devices: this is no recording of a VM host")
             devices.append(Device(row))
         device = devices[row]
         if bdf >= 0:

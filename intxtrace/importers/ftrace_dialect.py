@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -369,8 +370,13 @@ def dialect(mapped: dict[str, str] | None = None, without: frozenset[int] = froz
     Raises:
         IntxtraceError: there is no such kind.
     """
+    return _tables(tuple((mapped or {}).items()), without)
+
+
+@lru_cache(maxsize=16)
+def _tables(mapped: tuple[tuple[str, str], ...], without: frozenset[int]) -> Dialect:
     chosen = {source.name: number for number, source in enumerate(SOURCES) if number not in without}
-    for name, kind in (mapped or {}).items():
+    for name, kind in mapped:
         chosen.pop(name, None)
         if kind != IGNORE:
             chosen[name] = _source_of(kind)

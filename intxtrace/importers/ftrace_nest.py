@@ -221,7 +221,9 @@ class Nesting:
             if ctx and len(self._contexts) < MAX_ROWS:
                 self._contexts.setdefault(ctx, 0)
         nested = np.flatnonzero(signals & (c["device"] != 0) & ((c["flags"] & _SYNTHETIC) == 0))
-        self._contexts.update(zip(c["link"][nested].tolist(), c["device"][nested].tolist(), strict=True))
+        for ctx, device in dict(zip(c["link"][nested].tolist(), c["device"][nested].tolist(), strict=True)).items():
+            if ctx in self._contexts:
+                self._contexts[ctx] = device
         ours = np.zeros(len(kind), np.bool_)
         rows = np.flatnonzero(stray)
         if len(rows):

@@ -31,9 +31,18 @@ MAX_MARKS = 20_000
 _PAIRED = 200
 """Of these, how many are compared with all others to find where the clocks meet."""
 
-_WIDTHS = (20_000_000, 1_000_000, 100_000)
-"""ns: the effect of most causes comes no later than the first, and most lags differ by no more than the second (else
-the recordings are of different runs); the third is for those that differ less."""
+_WIDTHS = (100_000, 1_000_000)
+"""ns by which the lags between causes and effects differ mostly: where possible by the first, else by the second, and
+recordings in which they differ by more are of different runs."""
+
+_APART = 20_000_000
+"""ns by which what bounds the offset from one side may contradict what bounds it from the other."""
+
+_SHARE = 4
+"""One in so many of the causes has its effect at that distance at least: the others were when only one recorded."""
+
+_CLEAR = 0.75
+"""No other distance may have more than this of its matches: between interrupts of a strict beat many have as many."""
 
 _MIN_MATCHES = 3
 
@@ -60,8 +69,8 @@ class _Marks:
             (self.acknowledged, kind == Kind.QEMU_EOI),
             (self.lowered, lowered | ((kind == Kind.SET_IRQS_ENTRY) & (events["arg0"] == unmasks))),
         ):
-            if sum(map(len, marks)) < MAX_MARKS:
-                marks.append(ts[chosen])
+            if chosen.any() and (room := MAX_MARKS - sum(map(len, marks))) > 0:
+                marks.append(ts[chosen][:room])
 
 
 def _all(marks: list[Instants]) -> Instants:
@@ -268,7 +277,7 @@ def _align(part: _Part, reference: _Part) -> str:
         return f"{part.name}: taken to have the clock of {reference.name}, as no events match"
     raise IntxtraceError(
         f"the clocks of {reference.name} and {part.name} cannot be aligned: too few interrupts are "
-        "in both; merge recordings of one run, or import each alone"
+        "in both, or they come in too strict a beat; merge recordings of one run, or import each alone"
     )
 
 
@@ -284,7 +293,7 @@ def _matched(qemu: _Marks, kernel: _Marks) -> tuple[int, int, int] | None:
         (some,) = found
         return int(some.min() if before is None else some.max()), int(some.max() - some.min()), len(some)
     latest, earliest = int(after.min()), int(before.max())
-    if abs(latest - earliest) > _WIDTHS[0]:
+    if abs(latest - earliest) > _APART:
         return None  # The two kinds of pairs contradict each other.
     return (earliest + latest) // 2, abs(latest - earliest) // 2, min(len(after), len(before))
 
@@ -296,17 +305,16 @@ def _differences(ours: Instants, theirs: Instants) -> Instants | None:
     """
     if min(len(ours), len(theirs)) < _MIN_MATCHES:
         return None
-    found = (theirs[:, None] - ours[None, :_PAIRED]).ravel()
+    lags = (theirs[:, None] - ours[None, :_PAIRED]).ravel()
     expected = min(len(ours[:_PAIRED]), len(theirs))
     for width in _WIDTHS:
-        bins, counts = np.unique(found // width, return_counts=True)
+        bins, counts = np.unique(lags // width, return_counts=True)
         follows = np.append(bins[1:] == bins[:-1] + 1, False)
         both = counts + np.where(follows, np.append(counts[1:], 0), 0)
         best = int(np.argmax(both))
-        if both[best] < max(_MIN_MATCHES, expected // 2):
-            break
-        found = found[(found // width >= bins[best]) & (found // width <= bins[best] + 1)]
-        expected = len(found)
-    else:
-        width = 0
-    return found if width in (0, _WIDTHS[-1]) else None
+        elsewhere = both[np.abs(bins - bins[best]) > 1]
+        clear = not len(elsewhere) or elsewhere.max() <= _CLEAR * both[best]
+        if clear and both[best] >= max(_MIN_MATCHES, expected // _SHARE):
+            found: Instants = lags[(lags // width >= bins[best]) & (lags // width <= bins[best] + 1)]
+            return found
+    return None

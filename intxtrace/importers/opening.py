@@ -5,10 +5,14 @@ from __future__ import annotations
 import gzip
 import io
 import lzma
+import resource
+import select
 import shutil
 import subprocess
+import weakref
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -27,6 +31,12 @@ from intxtrace.trace.tables import Tables
 
 PEEK = 1 << 18
 """Bytes in which it is looked for what a recording is."""
+
+SILENCE = 300
+"""Seconds for which a program that reads a binary recording may print nothing."""
+
+HEAP = 4 << 30
+"""Bytes of memory of its own that it may take. The recording itself, which perf maps, does not count."""
 
 _GZIP = b"\x1f\x8b"
 _ZSTD = b"\x28\xb5\x2f\xfd"
@@ -178,25 +188,53 @@ def _perf_guest_option() -> list[str]:
 
 
 class _Printed:
-    """What a program prints."""
+    """What a program prints, which ends with whoever reads it: on a damaged file it may hang, or want all memory."""
 
     def __init__(self, command: list[str], name: str) -> None:
         self._name = name
         self._command = command
         self._process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0
         )
+        self._end = weakref.finalize(self, _end, self._process)
+        with suppress(ProcessLookupError):
+            resource.prlimit(self._process.pid, resource.RLIMIT_DATA, (HEAP, HEAP))
 
     def read(self, size: int, /) -> bytes:
-        assert self._process.stdout is not None
-        data = self._process.stdout.read(size)
-        if data:
-            return data
-        self._process.stdout.close()
-        if self._process.wait() != 0:
-            program = Path(self._command[0]).name
+        parts = []
+        while size and (part := self._part(size)):
+            parts.append(part)
+            size -= len(part)
+        return b"".join(parts)
+
+    def _part(self, size: int) -> bytes:
+        """Return what is there to read, or wait for some; nothing at the end."""
+        stdout = self._process.stdout
+        assert stdout is not None
+        program = Path(self._command[0]).name
+        look = f"see what `{program} {self._command[1]} -i {self._name}` says"
+        if stdout.closed:
+            return b""
+        if not select.select([stdout], [], [], SILENCE)[0]:
+            self._end()
             raise IntxtraceError(
-                f"{program} cannot read {self._name} (exit status {self._process.returncode}): "
-                f"see what `{program} {self._command[1]} -i {self._name}` says"
+                f"{program} has printed nothing of {self._name} for {SILENCE} s; the file may be damaged: {look}"
             )
+        data: bytes = stdout.read(size)
+        if not data:
+            stdout.close()
+            try:
+                status = self._process.wait(SILENCE)
+            except subprocess.TimeoutExpired:
+                self._end()
+                status = self._process.returncode
+            if status != 0:
+                raise IntxtraceError(f"{program} cannot read {self._name} (exit status {status}): {look}")
         return data
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    if process.stdout is not None:
+        process.stdout.close()
+    process.wait()

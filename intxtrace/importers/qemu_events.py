@@ -41,7 +41,7 @@ class Sink:
         self.late = 0
         """Events that were older than what was handed out before: they have the time of that."""
         self._tables = tables
-        self._row_of: dict[str, int] = {}
+        self._row_of: dict[bytes, int] = {}
         self._announced: set[int] = set()
         self._seen: set[int] = set()
         self._held = np.zeros(0, RECORD)
@@ -53,13 +53,13 @@ class Sink:
         Raises:
             IntxtraceError: there are more than any QEMU has.
         """
-        name = called[:MAX_NAME].decode("utf-8", "replace")
-        row = self._row_of.get(name)
+        row = self._row_of.get(called)
         if row is not None:
             return row
         devices = self._tables.devices
         if len(devices) >= MAX_ROWS:
             raise IntxtraceError(f"more than {MAX_ROWS} devices: this is no log of a QEMU")
+        name = called.decode("utf-8", "replace")
         device = Device(len(devices), name=name)
         try:
             parse_address(name)
@@ -67,7 +67,7 @@ class Sink:
         except ValueError:
             pass
         devices.append(device)
-        self._row_of[name] = device.id
+        self._row_of[called] = device.id
         return device.id
 
     def in_order(self, records: npt.NDArray[np.void]) -> npt.NDArray[np.void]:

@@ -160,18 +160,13 @@ class QemuLog:
         yield from self._parts
 
     def _read(self) -> Iterator[npt.NDArray[np.void]]:
-        for text, stops in self._blocks:
-            scan, data = self._scanner.ready(text)
-            line = 0
-            while line < len(stops):
-                counts = np.zeros(COUNTS, np.int64)
-                line = scan(data, line, stops, _NAMES, _TAILS, self._rows, counts)
-                found: list[int] = counts.tolist()
+        for block in self._blocks:
+            for found in self._scanner.scanned(block, lambda: (_NAMES, _TAILS, self._rows), COUNTS):
                 self.lines += found[C_LINES]
                 if found[C_BAD]:
                     self.unreadable["QEMU"] = self.unreadable.get("QEMU", 0) + found[C_BAD]
                 if found[C_ROWS]:
-                    yield self._sink.in_order(self._records(text, self._rows[:, : found[C_ROWS]]))
+                    yield self._sink.in_order(self._records(block.text, self._rows[:, : found[C_ROWS]]))
         yield self._sink.rest()
 
     def _records(self, text: bytes, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.void]:

@@ -86,11 +86,11 @@ def openmetrics(found: Summary) -> str:
 
 
 def _names(devices: tuple[DeviceSummary, ...]) -> list[Labels]:
-    """Give each device labels of its own; a second one of the same address in the same VM gets the table row too."""
+    """Give each device labels of its own; what would be another's gets the table row too."""
     names: list[Labels] = []
     for device in devices:
         row = "unknown" if device.device is None else f"#{device.device}"
-        labels = {"device": device.bdf or row, "vm": device.vm or ""}
+        labels = {"device": device.bdf or row, "vm": printable(device.vm or "")}  # Two names may look the same.
         names.append({**labels, "device": f"{labels['device']} {row}"} if labels in names else labels)
     return names
 

@@ -249,8 +249,9 @@ class ChromeTrace:
                         totals.setdefault((device, str(counter)), SparseCounts()).add(windows[rows], counts[rows])
 
     def _counter(self, pid: int, name: str, window: int, count: int) -> str:
+        """Write a counter; Perfetto calls it by its name and what it counts: `unclaimed a second`."""
         at = self._ts(window * _SECOND)
-        return f'{{"ph":"C","pid":{pid},"ts":{at},"name":"{name} a second","args":{{"value":{count}}}}}'
+        return f'{{"ph":"C","pid":{pid},"ts":{at},"name":"{name}","args":{{"a second":{count}}}}}'
 
 
 @lru_cache(maxsize=1024)

@@ -1,4 +1,6 @@
-"""Lines a second that the importers of text take, beside a loop over the lines with one regular expression each.
+"""Lines a second that the importers of text take, beside what scripts over what trace-cmd, perf or QEMU print do.
+
+That is a loop over the lines with a regular expression each, or json.loads for lines of JSON.
 
 Run: python -m tests.benchmarks.bench_import [MILLIONS of lines]
 """
@@ -7,14 +9,16 @@ from __future__ import annotations
 
 import gzip
 import io
+import json
 import re
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from intxtrace.importers import compile
+from intxtrace.importers.bpftrace import AsFtrace
 from intxtrace.importers.ftrace import FtraceText
 from intxtrace.importers.qemu_log import QemuLog
 from tests.kernel_texts import ARCHIVE, texts
@@ -41,8 +45,16 @@ class Repeated(io.RawIOBase):
         return part
 
 
+def ndjson(lines: int) -> Iterator[bytes]:
+    """Make what bpftrace prints of handler calls, an object a line."""
+    for number in range(lines // 2):
+        head = b'{"ts": %d, "cpu": 1, "tid": 177, "tgid": 175, "comm": "CPU 0/KVM", ' % (36_868_371_592 + number * 4000)
+        yield head + b'"event": "handler", "irq": 20, "dev": "0xff110000063e1000"}\n'
+        yield head + b'"event": "handler_ret", "ret": 1}\n'
+
+
 def naive(text: bytes) -> int:
-    """Read every line by itself into a tuple and a dictionary: the peer."""
+    """Match a regular expression a line, into a tuple and a dictionary."""
     found = 0
     for line in text.split(b"\n"):
         if match := _LINE.match(line):
@@ -52,13 +64,30 @@ def naive(text: bytes) -> int:
 
 
 def naive_qemu(text: bytes) -> int:
-    """The same for a QEMU log."""
+    """Match a regular expression a line, into a tuple and a list."""
     found = 0
     for line in text.split(b"\n"):
         if match := _QEMU_LINE.match(line):
             head = (int(match[1] or 0), round(float(match[2] or 0) * 1e6) * 1000, match[3])
             found += len(head) > 0 and len([int(value, 0) for value in _QEMU_NUMBER.findall(match[4])]) >= 0
     return found
+
+
+def naive_json(text: bytes) -> int:
+    """Load JSON a line, and make a tuple of it."""
+    found = 0
+    for line in text.split(b"\n"):
+        if line:
+            values = json.loads(line)
+            found += len((values["comm"], values["tid"], values["cpu"], values["ts"], values["event"])) > 0
+    return found
+
+
+PEERS: dict[Callable[[bytes], int], str] = {
+    naive: "a regular expression a line",
+    naive_qemu: "a regular expression a line",
+    naive_json: "json.loads a line",
+}
 
 
 def measure(
@@ -77,7 +106,7 @@ def measure(
     some = text * max(1, 20_000 // text.count(b"\n"))
     naive_cpu = time.process_time()
     own = peer(some) / (time.process_time() - naive_cpu)
-    print(f"  peer, a regular expression a line: {own / 1e6:.2f} M lines a second of CPU")
+    print(f"  peer, {PEERS[peer]}: {own / 1e6:.2f} M lines a second of CPU")
     print(f"  ratio of CPU: {recording.lines / cpu / own:.1f}")
 
 
@@ -87,9 +116,11 @@ def main(millions: float) -> None:
         line + b"\n" for line in texts()["deb-6.12/storm"].split(b"\n") if line and not line.startswith(b"#")
     )
     qemu = gzip.decompress((ARCHIVE.parent / "foreign" / "qemu-7.2-userspace.log.gz").read_bytes())
+    objects = b"".join(ndjson(1000))
     compile.prepare()
     measure("ftrace", ftrace, millions, lambda stream: FtraceText(stream, "text"), naive)
     measure("QEMU log", qemu, millions, lambda stream: QemuLog(stream, "log"), naive_qemu)
+    measure("bpftrace NDJSON", objects, millions, lambda stream: FtraceText(AsFtrace(stream), "text"), naive_json)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 `tests/traces/foreign`: QEMU's logs of runs in the lab (7.2 on the userspace path, with and without timestamps; excerpts
 of 11.1's), ftrace's text of the first of these runs with uprobes of the recorder's own names, and one `refire` run of
-Debian's 6.1 kernel as `trace-cmd report`, `perf script`, `perf.data` and bpftrace's text, with few arguments each.
+Debian's 6.1 kernel as `trace-cmd report`, `perf script`, `perf.data` and bpftrace's text, with few arguments each; two
+seconds of trace-cmd's recording, by tracepoints alone, of a lab guest with a split irqchip, as the recipe made it.
 """
 
 from __future__ import annotations
@@ -166,3 +167,22 @@ def test_the_summary_says_what_is_missing(
         assert "; it takes " in sentence
     assert main(["summary", str(tmp_path / "out.intx"), "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)["data"]["missing"]) == len(expected)
+
+
+def test_the_hybrid_path_by_tracepoints_alone(tmp_path: Path) -> None:
+    """Between the card's interrupts the guest writes to its serial port, whose line QEMU raises too (GSI 4)."""
+    path = FOLDER / "tracepoints-hybrid.trace-cmd-report-ns.txt.gz"
+    text = text_of(path)
+    claimed = len(re.findall(r"irq_handler_exit: +irq=22 ret=handled", text))
+    assert claimed == text.count("name=vfio-intx(0000:00:06.0)") == 17
+    assert text.count("gsi 4 level 1 source 0") == 38
+    rows, _ = imported(path, tmp_path)
+    told = Counter(zip(rows["path"], rows["origin"], rows["outcome"], strict=True))
+    # That one has ended, only the next one tells.
+    assert told == {("hybrid", "hardware", "complete"): claimed - 1, ("hybrid", "hardware", "open"): 1}
+    other_cpu = r"(?:.* \[000\] .*\n)*"
+    inside = re.findall(rf"name=vfio-intx.*\n{other_cpu}.* \[001\] .*? (\d+)\.(\d{{9}}): kvm_msi_set_irq: ", text)
+    assert rows["injected_at"].tolist() == [int(seconds + ns) for seconds, ns in inside]
+    # What tracepoints cannot tell.
+    for column in ("signalled_at", "acknowledged_at", "unmasked_at", "gsi"):
+        assert rows[column].isna().all(), column

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import io
+import itertools
+import random
 import re
 from pathlib import Path
 
@@ -11,8 +14,10 @@ import pytest
 
 from intxtrace import open_trace
 from intxtrace.__main__ import main
+from intxtrace.errors import IntxtraceError
 from intxtrace.events import Kind
 from intxtrace.importers import blocks, merge, qemu_log
+from intxtrace.importers.opening import open_recording
 from intxtrace.trace.writer import TraceWriter
 
 FOLDER = Path(__file__).parents[1] / "traces" / "foreign"
@@ -49,6 +54,49 @@ def test_a_qemu_log_and_the_ftrace_of_its_run(tmp_path: Path, capsys: pytest.Cap
     errors = [at - truth for at, truth in zip(rows["signalled_at"].tolist(), probed, strict=True)]
     assert max(map(abs, errors)) < 1e9 / 1000
     assert trace.metadata.realtime_anchor_ns == pytest.approx(1795374402e9, abs=10e9)
+
+
+def both_sides(instants: list[int], late: int) -> tuple[bytes, bytes]:
+    """Return what a kernel and QEMU print of interrupts (µs), the kernel's without the first of them."""
+    kernel, log = b"", b""
+    for number, at in enumerate(instants):
+        claimed, lowered = (divmod(10**6 + at + us, 10**6) for us in (0, 90 + number % 7))
+        taken, eoi = (divmod(1_795_374_412 * 10**6 + at + us, 10**6) for us in (20 + number % 5, 80))
+        log += b"124@%d.%06d:vfio_intx_interrupt  (0000:00:05.0) Pin A\n" % taken
+        log += b"129@%d.%06d:vfio_intx_eoi  (0000:00:05.0) EOI\n" % eoi
+        if number >= late:
+            kernel += b"  a-1  [001] d.h1. %d.%06d: irq_handler_entry: irq=21 name=vfio-intx(0000:00:05.0)\n" % claimed
+            kernel += b"  a-1  [001] d.h1. %d.%06d: irq_handler_exit: irq=21 ret=handled\n" % claimed
+            kernel += b"  b-2  [000] ..... %d.%06d: kvm_set_irq: gsi 22 level 0 source 0\n" % lowered
+    return kernel, log
+
+
+def merged(kernel: bytes, log: bytes) -> merge.Merged:
+    openers = [lambda: open_recording(io.BytesIO(kernel), "kernel"), lambda: open_recording(io.BytesIO(log), "log")]
+    return merge.Merged(["kernel", "log"], openers)
+
+
+@pytest.mark.parametrize("rate", [1, 30, 500])
+def test_clocks_are_aligned_whatever_the_rate(rate: int) -> None:
+    dice = random.Random(rate)
+    instants = list(itertools.accumulate(200 + int(dice.expovariate(rate) * 1e6) for _ in range(600)))
+    found = merged(*both_sides(instants, late=60))
+    events = np.concatenate(list(found))
+    (alignment,) = found.alignments
+    matches = re.fullmatch(r"log: by (\d+) matching events, residual ([\d.]+) µs", alignment)
+    assert matches
+    residual = float(matches[2]) * 1000
+    assert residual < 100_000
+    taken = events["ts"][events["kind"] == Kind.QEMU_INTERRUPT].astype(np.int64)
+    truth = np.array(instants) * 1000 + 10**9 + 20_000
+    assert np.abs(taken - truth).max() <= residual + 5000
+
+
+@pytest.mark.parametrize("period", [1_000_000, 100_000, 1000])
+def test_a_strict_beat_is_not_aligned_by_guessing(period: int) -> None:
+    """Any number of periods apart, the clocks would fit as well."""
+    with pytest.raises(IntxtraceError, match="they come in too strict a beat"):
+        merged(*both_sides([period * number for number in range(600)], late=60))
 
 
 @pytest.mark.parametrize("order", [(FTRACE, LOG), (LOG, FTRACE)])

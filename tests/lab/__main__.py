@@ -13,7 +13,7 @@ from intxtrace.__main__ import main as intxtrace_main
 from tests.lab import recipes as recipes_
 from tests.lab.compare import compare, show
 from tests.lab.findings import GUESTS as FAULTY
-from tests.lab.findings import named, summarise, surveyed
+from tests.lab.findings import diagnosed, named, summarise, surveyed
 from tests.lab.guest import GUESTS
 from tests.lab.host import run_host
 from tests.lab.packages import KERNELS, QEMUS, LabError
@@ -87,6 +87,8 @@ def findings(arguments: argparse.Namespace) -> int:
         trace = recording / "trace.intx"
         summary = summarise(trace)
         rows = [*named(guest, summary, found), *surveyed(guest, folder, found, trace, summary)]
+        if guest == "kernel":
+            rows += diagnosed(folder, found)
         print("\n" + show(f"{found.name} on Linux {found.kernel}, {found.qemu_version}", rows))
         for finding in summary.findings:
             print(f"  {finding.severity}: {finding.name} · {finding.bdf}: {finding.title}")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import intxtrace
 from intxtrace.analysis import Analysis, Summary
-from intxtrace.capture.devices import in_a_trace
+from intxtrace.analysis.devices import in_a_trace
+from intxtrace.capture.catalogue import QEMU_CATALOGUE
 from tests.lab.compare import Row
 from tests.lab.guest import SLOTS, Truth, setup_of
 
@@ -132,6 +134,30 @@ def surveyed(guest: str, folder: Path, truth: Truth, recording: Path, found: Sum
             Row("  GSI, the guest's own", None if off else truth.guest_gsi, remembered[card.bdf].gsi),
         ]
     return rows
+
+
+def diagnosed(folder: Path, found: Truth) -> list[Row]:
+    """Hold what `doctor` said, while a recording ran, against what is so."""
+    told = _json(folder / "doctor.json")
+    (binary,) = (one for one in told["binaries"] if found.vm_pid in one["pids"])
+    standing = Counter(probe["state"] for probe in told["probes"])
+    return [
+        Row("doctor: record would work, and does", True, told["ready"]),
+        Row("  what is missing", [], [check["name"] for check in told["checks"] if check["state"] == "missing"]),
+        Row(
+            "  probes that are neither attached nor absent",
+            0,
+            len(told["probes"]) - standing["attached"] - standing["absent"],
+        ),
+        Row("  kernel", found.kernel, told["kernel"]),
+        Row("  VMs", [f"{found.vm} (pid {found.vm_pid})"], told["vms"]),
+        Row(
+            "  QEMU's functions",
+            sorted(spec.name for spec in QEMU_CATALOGUE),
+            sorted(f["name"] for f in binary["functions"]),
+        ),
+        Row("  QEMU's version", True, (binary["version"] or "-") in found.qemu_version),
+    ]
 
 
 def _json(path: Path) -> Any:

@@ -29,12 +29,23 @@ REQUIRED = ("qemu-system-x86", "busybox-static", "python3-bpfcc", "bpftool", "cp
 KERNELS = {
     "6.1": ("bookworm", "bookworm-security"),
     "6.12": ("bookworm-backports",),
+    "7": ("trixie-backports",),  # moves on
 }
-# Suite -> the QEMU release that it has; sid's moves on.
-QEMU_SUITES = {"bullseye": "5.2", "bookworm": "7.2", "bookworm-backports": "10.0", "trixie": "10.0", "sid": ""}
+# Suite -> the QEMU release that it has; testing's and sid's move on.
+QEMU_SUITES = {
+    "bullseye": "5.2",
+    "bookworm": "7.2",
+    "bookworm-backports": "10.0",
+    "trixie": "10.0",
+    "trixie-backports": "11.",
+    "forky": "",
+    "sid": "",
+}
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 # QEMU release -> the suite whose binary runs with this machine's libraries; None: the installed one.
-QEMUS = {"7.2": None, "10.0": "bookworm-backports"}
+QEMUS = {"7.2": None, "10.0": "bookworm-backports", "11": None}
+# … or the suites whose QEMU runs with their own libraries, in a container; the first one's moves on.
+CONTAINERS = {"11": ("trixie-backports", "trixie")}
 QEMU_PACKAGES = ("qemu-system-x86", "qemu-system-data")
 ATTEMPTS = 4
 
@@ -52,7 +63,8 @@ class Kernel:
 
     @property
     def image(self) -> Path:
-        return self.root / "boot" / f"vmlinuz-{self.release}"
+        beside = self.modules / "vmlinuz"  # since 7.0
+        return beside if beside.exists() else self.root / "boot" / f"vmlinuz-{self.release}"
 
     @property
     def modules(self) -> Path:
@@ -122,11 +134,45 @@ def qemu_command(release: str) -> list[str]:
     """
     if release not in QEMUS:
         raise LabError(f"No QEMU {release} in the lab: choose one of {', '.join(QEMUS)}.")
+    if release in CONTAINERS:
+        return [str(_ensure_container(release) / "run-qemu")]
     suite = QEMUS[release]
     if suite is None:
         return ["qemu-system-x86_64"]
     root = ensure_qemu(suite)
     return [str(root / "usr/bin/qemu-system-x86_64"), "-L", str(root / "usr/share/qemu"), "-L", "/usr/share/seabios"]
+
+
+RUN_QEMU = """#!/bin/sh
+# As root: this QEMU in a container, a root file system and mount namespace of its own; its folder is this one's.
+root=$(dirname "$(realpath "$0")")
+exec unshare -m sh -c '
+    root=$1 && shift
+    mount --bind . "$root/mnt"
+    for folder in dev proc sys; do mount --rbind /$folder "$root/$folder"; done
+    exec unshare --root="$root" --wd=/mnt /usr/bin/qemu-system-x86_64 "$@"
+' sh "$root" "$@"
+"""
+
+
+def _ensure_container(release: str) -> Path:
+    """A root file system with a QEMU and all that it needs, from the cache or fetched into it."""
+
+    def fetch(work: Path, root: Path) -> None:
+        suites = CONTAINERS[release]
+        apt = PrivateApt(work / "apt", suites)
+        _retry(apt.update)
+        _retry(lambda: apt.download_with_all_it_needs("qemu-system-x86", suites[0]))
+        for deb in sorted((work / "apt/cache/archives").glob("*.deb")):
+            _run(["dpkg-deb", "-x", str(deb), str(root)])
+        for folder in ("mnt", "dev", "proc", "sys"):
+            (root / folder).mkdir(exist_ok=True)
+        for folder in ("bin", "lib", "lib64"):
+            (root / folder).symlink_to(f"usr/{folder}")
+        (root / "run-qemu").write_text(RUN_QEMU)
+        (root / "run-qemu").chmod(0o755)
+
+    return _cached(f"container-{release}", fetch)
 
 
 def _cached(name: str, fetch: Callable[[Path, Path], object]) -> Path:
@@ -160,10 +206,14 @@ def _fetch(work: Path, root: Path, suites: Sequence[str], start: Sequence[str], 
 
 
 def _fetch_kernel(series: str, work: Path, root: Path) -> None:
-    start, follow = ("linux-image-amd64", "linux-headers-amd64"), ("linux-image-", "linux-headers-", "linux-kbuild-")
+    start = ("linux-image-amd64", "linux-headers-amd64")
+    # Since 7.0 image and modules are packages of their own.
+    follow = tuple(f"linux-{part}-" for part in ("image", "headers", "kbuild", "modules", "binary", "base"))
     names = _fetch(work, root, KERNELS[series], start, follow)
+    if not (root / "lib").exists():
+        (root / "lib").symlink_to("usr/lib")
     releases = [path.name for path in (root / "lib" / "modules").iterdir()]
-    if len(releases) != 1 or not (root / "boot" / f"vmlinuz-{releases[0]}").exists():
+    if len(releases) != 1 or not Kernel(releases[0], root).image.exists():
         raise LabError(f"{names} hold the kernels {releases}: expected one, with its image.")
     release = releases[0]
     _run(["depmod", "-b", str(root), release])
@@ -209,6 +259,11 @@ class PrivateApt:
             out = _run(["apt-cache", *self._options, "depends", "--important", name])
             todo += [dep for dep in re.findall(r"Depends: (\S+)", out) if dep.startswith(prefixes)]
         return sorted(found)
+
+    def download_with_all_it_needs(self, name: str, suite: str) -> None:
+        """Into cache/archives of its folder; `name` and what it needs come from `suite` where that has them."""
+        options = [*self._options, "-o", "Debug::NoLocking=true", "-y", "--no-install-recommends", "--download-only"]
+        _run(["apt-get", *options, "-t", suite, "install", name])
 
     def download(self, names: Sequence[str], folder: Path) -> None:
         _run(["apt-get", *self._options, "download", *names], cwd=folder)

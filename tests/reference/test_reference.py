@@ -1,6 +1,6 @@
 """The fast reconstructor equals the reference on random traces, however they are cut.
 
-`make test` takes a thousand of them, `make fuzz` as many as INTXTRACE_FUZZ says (tests/fuzz/test_reconstruct.py).
+`make test` takes a thousand of them, `make fuzz` many more (`tests.fuzz.jobs`).
 """
 
 from __future__ import annotations

@@ -14,16 +14,17 @@ import sys
 import types
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import pandas as pd
 import pytest
+import typer
 
 import intxtrace
 from intxtrace import api, frames
 from intxtrace.__main__ import main
-from intxtrace.cli import output
+from intxtrace.cli import app, output
 from intxtrace.cli.interrupts import first_rows
 from intxtrace.events import Kind
 from intxtrace.reconstruct.state import Events
@@ -425,12 +426,29 @@ def test_version() -> None:
     assert run("--version").stdout == f"intxtrace {intxtrace.__version__}\n"
 
 
-def test_help_of_every_command_ends_with_examples(capsys: pytest.CaptureFixture[str]) -> None:
-    for command in ([], *([name] for name in READERS)):
-        assert main([*command, "--help"]) == 0
-        shown = capsys.readouterr().out
-        assert "Usage: intxtrace" in shown
-        assert f"intxtrace {' '.join(command)}".strip() in shown.partition("Examples:")[2]
+COMMANDS = list(cast(Any, typer.main.get_command(app)).commands)
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_help_of_every_command(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """It ends with examples of this command, no line of which was broken, and each option names its value."""
+    assert main([*command.split(), "--help"]) == 0
+    shown, _, examples = capsys.readouterr().out.partition("Examples:\n")
+    assert f"Usage: intxtrace {command}".strip() in shown
+    assert max(map(len, shown.splitlines())) <= 80
+    assert not re.search(r"^ +(-o, )?--[a-z-]+ <", shown, re.M)
+    assert len(examples.splitlines()) >= 2
+    assert f"intxtrace {command}" in examples.splitlines()[0]
+    for example in examples.splitlines():
+        assert "intxtrace " in example
+        assert len(example) <= 84
+
+
+def test_help_says_what_each_command_does_in_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    shown = capsys.readouterr().out.partition("Commands:\n")[2].partition("Examples:")[0].rstrip()
+    assert [line.split()[0] for line in shown.splitlines()] == COMMANDS
+    assert all(line.endswith(".") and not line.endswith("...") for line in shown.splitlines())
 
 
 def test_help_loads_nothing_heavy() -> None:

@@ -12,9 +12,10 @@ from rich.console import Console
 import intxtrace
 from intxtrace.__main__ import main
 from intxtrace.analysis import Analysis
+from intxtrace.analysis.devices import in_a_trace
 from intxtrace.capture import devices, host, pci
 from intxtrace.host_results import Devices, DeviceState, VmState
-from intxtrace.qemu_options import read
+from intxtrace.qemu_options import expected_path, read
 from intxtrace.render.host import print_devices
 from tests.unit.test_host import make_device, make_process
 
@@ -178,7 +179,7 @@ def test_what_may_not_be_read_is_null_and_said(root: Path, monkeypatch: pytest.M
     ],
 )
 def test_expected_path(words: tuple[str, ...], path: str | None) -> None:
-    assert devices.expected_path(read(words), "0000:01:00.0")[0] == path
+    assert expected_path(read(words), "0000:01:00.0")[0] == path
 
 
 def test_a_host_without_anything(tmp_path: Path) -> None:
@@ -231,7 +232,7 @@ def remembered(stem: str) -> Devices:
     analysis = Analysis(trace.metadata, trace.tables)
     for result in trace.iter_results():
         analysis.add(*result)
-    return devices.in_a_trace(trace.tables, analysis.finish())
+    return in_a_trace(trace.tables, analysis.finish())
 
 
 @pytest.mark.parametrize(

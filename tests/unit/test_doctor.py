@@ -6,21 +6,21 @@ import gzip
 import io
 import json
 import os
-import subprocess
-import sys
-from collections.abc import Iterator
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 
+from intxtrace import files
 from intxtrace.__main__ import main
-from intxtrace.capture import bcc_import, doctor, host, remedies, session
+from intxtrace.capture import doctor, host, remedies, session
 from intxtrace.errors import IntxtraceError
 from intxtrace.host_results import Binary, Check, Diagnosis, FoundFunction, ProbeRow
 from intxtrace.render.host import print_diagnosis
 from intxtrace.trace.tables import Probe, Tables, Vm
+from tests.unit.sessions import FakeSession
 
 RELEASE = os.uname().release
 CONFIG = "".join(f"{name}=y\n" for name in doctor._OPTIONS) + "# CONFIG_DEBUG_INFO is not set\n"
@@ -33,7 +33,9 @@ def root(tmp_path: Path) -> Path:
     """A host that lacks nothing that stands in files, but BTF."""
     for folder in ("proc/self", "sys/kernel/security", "sys/kernel/tracing/events", "etc", "boot"):
         (tmp_path / folder).mkdir(parents=True)
-    (tmp_path / f"lib/modules/{RELEASE}/build").mkdir(parents=True)
+    headers = tmp_path / f"lib/modules/{RELEASE}/build/include/linux"
+    headers.mkdir(parents=True)
+    (headers / "kconfig.h").touch()
     (tmp_path / "proc/self/status").write_text(f"Name:\tx\nCapEff:\t{ALL:016x}\n")
     (tmp_path / "sys/kernel/security/lockdown").write_text("none [integrity] confidentiality\n")
     (tmp_path / f"boot/config-{RELEASE}").write_text(CONFIG)
@@ -50,27 +52,6 @@ def checked(root: Path, **options: bool) -> dict[str, Check]:
     found = list(doctor.checks(root, remedies.distribution(root), **options))
     assert len({check.name for check in found}) == len(found)
     return {check.name: check for check in found}
-
-
-@pytest.fixture
-def no_vm(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(host, "processes", lambda: [])
-
-
-@pytest.fixture
-def no_bcc(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    kept = {name: module for name, module in sys.modules.items() if name == "bcc" or name.startswith("bcc.")}
-    for name in kept:
-        del sys.modules[name]
-    monkeypatch.setattr(bcc_import, "_candidates", lambda: [])
-    yield
-    sys.modules.update(kept)
-
-
-@pytest.fixture
-def one_vm(monkeypatch: pytest.MonkeyPatch) -> None:
-    one = host.Process(4711, 1, "win10", Path("/proc/4711/exe"), ("qemu",), ("0000:01:00.0",))
-    monkeypatch.setattr(host, "processes", lambda: [one])
 
 
 @pytest.mark.usefixtures("one_vm")
@@ -94,7 +75,9 @@ def test_no_bcc(root: Path) -> None:
 
 def test_no_headers(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("BCC_KERNEL_SOURCE", raising=False)
-    (root / f"lib/modules/{RELEASE}/build").rmdir()
+    (root / f"lib/modules/{RELEASE}/build/include/linux/kconfig.h").unlink()
+    assert checked(root)["kernel headers"].state == "missing"  # folders that a package left behind
+    shutil.rmtree(root / f"lib/modules/{RELEASE}/build")
     (root / f"lib/modules/{RELEASE}/build").symlink_to("/nowhere")  # as Debian leaves it without the headers
     found = checked(root)["kernel headers"]
     assert (found.state, found.remedy) == ("missing", f"apt install linux-headers-{RELEASE}")
@@ -147,19 +130,6 @@ def test_root_of_a_user_namespace(root: Path, monkeypatch: pytest.MonkeyPatch) -
     assert (found.state, found.remedy) == ("missing", "run this as root of the host itself")
     (root / "proc/self/uid_map").write_text("         0          0 4294967295\n")
     assert checked(root)["privileges"].state == "ok"
-
-
-@pytest.mark.root
-def test_record_and_doctor_agree_in_a_user_namespace() -> None:
-    said = {}
-    for words in (("record", "--wait", "--dry-run"), ("doctor", "--wait", "--json")):
-        command = ["unshare", "--user", "--map-root-user", sys.executable, "-m", "intxtrace", *words]
-        said[words[0]] = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert {process.returncode for process in said.values()} == {1}
-    found = json.loads(said["doctor"].stdout)["data"]
-    assert said["record"].stderr == f"intxtrace: {found['reason']}\n"
-    assert "root of the host itself" in found["reason"]
-    assert {check["name"]: check["state"] for check in found["checks"]}["privileges"] == "missing"
 
 
 @pytest.mark.usefixtures("no_vm")
@@ -277,6 +247,25 @@ def test_an_unknown_distribution_has_all_remedies(tmp_path: Path) -> None:
 # ---- the answer is record's own
 
 
+TABLES = Tables(
+    probes=[
+        Probe(
+            0,
+            "vfio_intx_handler",
+            ["HANDLER_ENTRY"],
+            "attached",
+            "fentry",
+            "vfio_pci_core:vfio_intx_handler",
+            attach_ns=57,
+        ),
+        Probe(1, "irqfd_wakeup", ["IRQFD_WAKEUP"], "fallback", "raw_tracepoint", "workqueue_queue_work"),
+        Probe(2, "enable_irq", ["ENABLE_IRQ"], "missing", reason="inlined"),
+    ],
+    vms=[Vm(0, pid=7, name="guest")],
+)
+"""Of a host where everything works."""
+
+
 class FakeRunTimes:
     """Programs that ran in the moment that they were attached."""
 
@@ -290,28 +279,14 @@ class FakeRunTimes:
         self._row.runs, self._row.run_ns = 12, 340
 
 
-class FakeSession:
-    """A session on a host where everything works."""
+class MeasuredSession(FakeSession):
+    """One whose probes' cost was measured."""
 
     calibration_ns = 46_000_000
 
-    def __init__(self, *_: object, say: object = None, **options: object) -> None:
-        handler = "vfio_pci_core:vfio_intx_handler"
-        self.tables = Tables(
-            probes=[
-                Probe(0, "vfio_intx_handler", ["HANDLER_ENTRY"], "attached", "fentry", handler, attach_ns=57),
-                Probe(1, "irqfd_wakeup", ["IRQFD_WAKEUP"], "fallback", "raw_tracepoint", "workqueue_queue_work"),
-                Probe(2, "enable_irq", ["ENABLE_IRQ"], "missing", reason="inlined"),
-            ],
-            vms=[Vm(0, pid=7, name="guest")],
-        )
-        self.run_times = FakeRunTimes(self.tables.probes[0])
-
-    def __enter__(self) -> FakeSession:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
+    def __init__(self) -> None:
+        super().__init__(tables=TABLES)
+        self.run_times = FakeRunTimes(TABLES.probes[0])
 
 
 def statuses(capsys: pytest.CaptureFixture[str], *options: str) -> tuple[int, int, dict[str, Any], str]:
@@ -324,8 +299,8 @@ def statuses(capsys: pytest.CaptureFixture[str], *options: str) -> tuple[int, in
 
 
 def test_ready(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session, "Session", FakeSession)
-    monkeypatch.setattr(doctor, "Session", FakeSession)
+    for room in (session, doctor):
+        monkeypatch.setattr(room, "Session", lambda *_, **__: MeasuredSession())
     doctors, records, found, said = statuses(capsys)
     assert (doctors, records, found["ready"], found["reason"]) == (0, 0, True, None)
     assert [probe["state"] for probe in found["probes"]] == ["attached", "fallback", "missing"]
@@ -368,6 +343,29 @@ def test_without_root(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mo
     found = agree(capsys)
     assert "needs root: run this with sudo" in found["reason"]
     assert "planned" in {probe["state"] for probe in found["probes"]}
+
+
+@pytest.mark.root
+@pytest.mark.usefixtures("one_vm")
+def test_without_the_types_of_modules(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """bpf_btf_get_next_id takes CAP_SYS_ADMIN, whatever else CAP_BPF allows."""
+
+    def refuse(_: object) -> dict[str, int]:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr("intxtrace.capture.kernel.module_btf_fds", refuse)
+    assert agree(capsys)["reason"].startswith(
+        "the kernel does not tell this process the types of its modules (Operation"
+    )
+
+
+def test_an_error_that_nobody_foresaw(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr("intxtrace.capture.session.Probes", fail)
+    assert doctor._try(True) == (files.sentence(OSError(24, "Too many open files")), None)
 
 
 @pytest.mark.root

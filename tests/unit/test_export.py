@@ -10,13 +10,18 @@ import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import polars as pl
 import pyarrow as pa
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from prometheus_client import parser as prometheus
 from prometheus_client.openmetrics import parser as openmetrics_parser
 from prometheus_client.samples import Sample
@@ -32,6 +37,7 @@ from intxtrace.events import RECORD
 from intxtrace.render.openmetrics import openmetrics
 from intxtrace.render.perfetto import MAX_LANES, ChromeTrace
 from intxtrace.render.tables import schema
+from intxtrace.units import printable
 from tests import frames_sample as sample
 from tests.unit.traces import METADATA, some_events, write_trace
 
@@ -72,6 +78,20 @@ def test_tables_say_what_the_frames_say(trace: Path, table: str, tmp_path: Path)
 
     lines = [json.loads(line) for line in export(tmp_path, trace, "jsonl", "--table", table).read_text().splitlines()]
     same(pd.DataFrame(lines, columns=list(contract), dtype=object).astype(dtypes), wanted)
+
+
+@pytest.mark.parametrize("table", ["interrupts", "states"])
+def test_polars_reads_the_same_rows(table: str, tmp_path: Path) -> None:
+    """Somebody else's reader of all three, with the columns' types: every value, and null where nothing is known."""
+    frame = getattr(intxtrace.open_trace(RECORDED[3]), table)
+    wanted = frame.astype(object).where(frame.notna(), None).to_dict("records")
+    contract = frames.INTERRUPTS if table == "interrupts" else frames.DEVICE_STATES
+    types = {"Int64": pl.Int64, "string": pl.String, "boolean": pl.Boolean}
+    columns: Any = {name: types[dtype] for name, (dtype, _) in contract.items()}
+    assert pl.read_parquet(export(tmp_path, RECORDED[3], "parquet", "--table", table)).rows(named=True) == wanted
+    for form, read in (("csv", pl.read_csv), ("jsonl", pl.read_ndjson)):
+        found = read(export(tmp_path, RECORDED[3], form, "--table", table), schema=columns)
+        assert found.rows(named=True) == wanted
 
 
 def _nullable(kind: pa.DataType) -> Any:
@@ -209,7 +229,7 @@ def test_perfetto_draws_every_interrupt_stage_state_and_flood(trace: Path, tmp_p
     assert states == opened.states["state"].tolist()
     counters = opened.counters[opened.counters["offset"].isna()]
     for counter, total in counters.groupby("counter")["count"].sum().items():
-        assert sum(e["args"]["value"] for e in phases["C"] if e["name"] == f"{counter} a second") == total
+        assert sum(e["args"]["a second"] for e in phases["C"] if e["name"] == counter) == total
 
 
 def test_perfetto_says_that_a_flood_is_over() -> None:
@@ -234,12 +254,12 @@ def test_perfetto_says_that_a_flood_is_over() -> None:
     phases = drawing(b"".join(parts).decode())
     counted = defaultdict(list)
     for event in phases["C"]:
-        counted[event["name"]].append((event["ts"] / 1e6, event["args"]["value"]))
+        counted[event["name"]].append((event["ts"] / 1e6, event["args"]["a second"]))
     assert counted == {
-        "unclaimed a second": [(1, 5), (2, 6), (3, 0), (7, 7), (8, 0)],
-        "bar_reads a second": [(3, 17), (4, 0)],
-        "bar_writes a second": [(4, 10), (5, 0)],
-        "lost a second": [(1, 3), (2, 0)],
+        "unclaimed": [(1, 5), (2, 6), (3, 0), (7, 7), (8, 0)],
+        "bar_reads": [(3, 17), (4, 0)],
+        "bar_writes": [(4, 10), (5, 0)],
+        "lost": [(1, 3), (2, 0)],
     }
     assert {event["args"]["name"] for event in phases["M"]} == {"no device"}
 
@@ -370,6 +390,27 @@ def test_openmetrics_escape_names_of_guests() -> None:
     shown = {s.labels.get("vm", "") for s in metrics(openmetrics(found))["intxtrace_interrupts"]}
     assert all(len(name) <= 200 for name in shown)
     assert any(name.startswith('a"b\\c\\nd} 1\\n# EOF\\ud800\\u202ex') for name in shown)
+
+
+sampled = cache(summary_of)
+ODD = st.text(st.sampled_from('a"\\\n{}=,# \t\x00\u202e\ud800é𝄞') | st.characters(), max_size=8) | st.just("x" * 250)
+
+
+@settings(max_examples=25, deadline=None)
+@given(ODD, ODD, st.booleans())
+@example("\n", "\\n", True)
+@example("x" * 250, "x" * 251, True)
+def test_openmetrics_of_any_names(one: str, other: str, same_address: bool) -> None:
+    """Any parser finds both VMs, and no sample twice, however alike their names look."""
+    whole = sampled()
+    named = [replace(device, vm=name) for device, name in zip(whole.devices, (one, other), strict=False)]
+    if same_address:
+        named = [replace(device, bdf="0000:09:00.0") for device in named]
+    found = replace(whole, devices=(*named, *whole.devices[2:]))
+    families = metrics(openmetrics(found))
+    shown = {(s.labels["device"], s.labels["vm"]) for s in families["intxtrace_lost_events"] if s.labels["device"]}
+    assert len(shown) == len(found.devices)
+    assert {vm for _, vm in shown} >= {printable(one), printable(other)}
 
 
 def test_two_devices_of_one_name_stay_apart() -> None:
@@ -531,8 +572,6 @@ def test_wrong_input(
 
 
 def test_a_trace_without_a_clock_is_not_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from dataclasses import replace
-
     trace = write_trace(tmp_path / "a.intx", metadata=replace(METADATA, clock="none", realtime_anchor_ns=None))
     assert main(["export", str(trace), "--format", "perfetto", "-o", str(tmp_path / "b")]) == 1
     assert "the trace has no clock" in capsys.readouterr().err

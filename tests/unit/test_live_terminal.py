@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import intxtrace
 from tests.terminal import Terminal
 from tests.unit.test_live import RECORDING
 
@@ -35,12 +36,59 @@ def test_it_ends_and_prints_what_it_showed(how: str, tmp_path: Path) -> None:
     assert saved.stat().st_mode & 0o777 == 0o600
 
 
-def test_a_connection_that_breaks_ends_it() -> None:
-    # SIGHUP has its default action: drawing on a terminal that is gone would wait for ever, with the probes attached.
-    with Terminal(*COMMAND) as terminal:
+def test_a_connection_that_breaks_ends_it_and_saves(tmp_path: Path) -> None:
+    saved = tmp_path / "seen.intx"
+    with Terminal(*COMMAND, "-o", str(saved)) as terminal:
         terminal.shows("the trace ended")
         terminal.hang_up()
-        assert terminal.process.wait(60) == -signal.SIGHUP
+        terminal.send(signal.SIGHUP)  # as the shell does, once it hears of it
+        assert terminal.process.wait(60) == 0
+        assert terminal.process.stdout is not None
+        assert json.load(terminal.process.stdout)["data"]["interrupts"] == 45
+    assert len(intxtrace.open_trace(saved).interrupts) == 45
+
+
+def test_a_hang_up_on_a_terminal_that_stays_leaves_it_clean(tmp_path: Path) -> None:
+    saved = tmp_path / "seen.intx"
+    with Terminal(*COMMAND, "-o", str(saved)) as terminal:
+        terminal.shows("the trace ended")
+        terminal.send(signal.SIGHUP)
+        assert terminal.end()[0] == 0
+        assert terminal.left_clean
+        assert f"events to {saved}".encode() in terminal.drawn
+
+
+RECORD = """
+import sys
+from unittest import mock
+from intxtrace.__main__ import main
+from tests.unit.sessions import FakeSession
+
+with (
+    mock.patch("intxtrace.capture.session.Session", lambda *_, **__: FakeSession()),
+    mock.patch("os.geteuid", lambda: 0),
+    mock.patch("intxtrace.capture.recording._BATCH_SECONDS", 0.0),  # it writes on the terminal all the time
+    mock.patch("intxtrace.capture.recording.POLL_SECONDS", 0.0),
+):
+    sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("keep", [(), ("--keep", "1h")])
+def test_a_connection_that_breaks_loses_nothing_of_a_recording(keep: tuple[str, ...], tmp_path: Path) -> None:
+    path = tmp_path / "a.intx"
+    words = ("-c", RECORD, "record", "--wait", "-o", str(path), *keep)
+    with Terminal(*words, folder=Path(__file__).parents[2]) as terminal:
+        terminal.shows("0 lost")  # the line that counts
+        terminal.hang_up()
+        terminal.send(signal.SIGHUP)
+        assert terminal.process.wait(60) == 0
+    trace = intxtrace.open_trace(path)
+    seen = trace.events
+    seen = seen[seen["kind_name"] == "HANDLER_ENTRY"]
+    assert seen["ts"].tolist() == list(range(len(seen)))
+    assert len(seen) % 10 == 3  # the last ones, which came when the session was stopped
+    assert trace.problem == ""
 
 
 @pytest.mark.parametrize("where", ["intxtrace.render.live.cells", "intxtrace.analysis.live.LiveModel.view"])

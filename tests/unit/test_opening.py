@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import gzip
 import io
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,8 @@ import pytest
 from intxtrace.__main__ import main
 from intxtrace.errors import IntxtraceError
 from intxtrace.events import RECORD, Flag, Kind
+from intxtrace.importers import ftrace_devices, ftrace_nest, opening, qemu_events
+from intxtrace.importers.ftrace import FtraceText
 from intxtrace.importers.opening import Recording, open_recording
 
 VDEV = 0xFF110000063E1000
@@ -81,6 +85,47 @@ def test_a_program_that_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     path.write_bytes(b"PERFILE2" + b"\0" * 100)
     assert main(["import", str(path), "-o", str(tmp_path / "out.intx")]) == 1
     assert "perf cannot read" in capsys.readouterr().err
+
+
+def stand_in(folder: Path, monkeypatch: pytest.MonkeyPatch, does: str) -> Path:
+    """Put a program on the path that does this when it is to read a trace.dat; return that."""
+    program = folder / "trace-cmd"
+    program.write_text(f"#!/bin/sh\n{does}\n")
+    program.chmod(0o700)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    data = folder / "trace.dat"
+    data.write_bytes(b"\x17\x08\x44tracing6" + b"\0" * 100)
+    return data
+
+
+@pytest.mark.parametrize("prints", [b"", FTRACE])
+def test_a_program_that_hangs_is_ended(prints: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(opening, "SILENCE", 0.5)
+    pid = tmp_path / "pid"
+    data = stand_in(tmp_path, monkeypatch, f"printf '{prints.decode().strip()}\n'; echo $$ > {pid}; exec sleep 1000")
+    with (
+        pytest.raises(IntxtraceError, match=r"trace-cmd has printed nothing of .*trace.dat for 0.5 s"),
+        data.open("rb") as stream,
+    ):
+        list(open_recording(stream, str(data)))
+    assert not Path(f"/proc/{pid.read_text().strip()}").exists()
+
+
+def test_a_program_ends_with_who_reads_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line without an end is refused while the program still prints."""
+    pid = tmp_path / "pid"
+    data = stand_in(tmp_path, monkeypatch, f"echo $$ > {pid}; exec cat /dev/zero")
+    with pytest.raises(IntxtraceError, match="a line is longer than any"), data.open("rb") as stream:
+        list(open_recording(stream, str(data)))
+    gc.collect()
+    assert not Path(f"/proc/{pid.read_text().strip()}").exists()
+
+
+def test_a_program_gets_no_more_memory_than_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(opening, "HEAP", 1 << 28)
+    data = stand_in(tmp_path, monkeypatch, "sleep 0.3; exec tail -n 1 /dev/zero")
+    with pytest.raises(IntxtraceError, match="trace-cmd cannot read"), data.open("rb") as stream:
+        list(open_recording(stream, str(data)))
 
 
 def test_a_program_reads_files_only(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -232,6 +277,13 @@ def test_odd_values_of_json(value: object) -> None:
         assert set(kinds(json.dumps(good).encode() + b"\n" + odd + b"\n")) == {Kind.UNMASK_ENTRY}
 
 
+def test_half_a_surrogate_pair_in_json() -> None:
+    good = {"ts": 6366471000, "tid": 141, "event": "unmask", "vdev": "0xff110000063e1000"}
+    inner = json.dumps({**good, "comm": "\ud800"})
+    for odd in (inner, json.dumps({"type": "printf", "data": inner}), json.dumps({"type": "printf", "data": "\ud800"})):
+        assert set(kinds(json.dumps(good).encode() + b"\n" + odd.encode() + b"\n")) == {Kind.UNMASK_ENTRY}
+
+
 def test_an_eoi_with_nothing_pending_is_none() -> None:
     line = b'  CPU 0/KVM-141     [000] .....     6.366471: qemu_eoi: (0x55e875141450) name="0000:00:05.0"%b\n'
     assert kinds(line % b" pending=0" + line % b" pending=1" + line % b"") == [Kind.QEMU_EOI] * 2
@@ -255,3 +307,22 @@ def test_without_irq_handler_exit_the_handlers_return_ends_the_hard_interrupt() 
     assert unmask["flags"] == Flag.IN_SET_IRQS
     exits = events[events["kind"] == Kind.HANDLER_EXIT]
     assert exits["device"].tolist() == [VDEV, VDEV + 0x1000]
+
+
+def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other pointers and names without end: a sentence, or they are not remembered."""
+    for module in (ftrace_devices, ftrace_nest, qemu_events):
+        monkeypatch.setattr(module, "MAX_ROWS", 8)
+    head = b"       CPU 0/KVM-141     [000] d.h1.     6.366471: "
+    address = head + b"irq_handler_entry: irq=20 name=vfio-intx(0000:00:10.0)\n"
+    handler = address + head + b"handler: (f) irq=20 dev=0xff11000006%06x\n"
+    one_device = b"".join(handler % n for n in range(20))
+    names = b"".join(b"1@1.000000:vfio_intx_eoi  (%c%c) EOI\n" % (0x80 + n, 0x80) for n in range(20))
+    for text, sentence in ((one_device, "more than 8 devices"), (names, "more than 8 devices")):
+        with pytest.raises(IntxtraceError, match=sentence):
+            read(text)
+    signal = handler % 1 + head + b"efd_signal: (f) ctx=0xff11000007%06x\n" + head + b"handler_ret: (f <- g) ret=1\n"
+    recording, events = read(b"".join(signal % n for n in range(20)))
+    assert (events["kind"] == Kind.EVENTFD_SIGNAL).sum() == 20
+    assert isinstance(recording, FtraceText)
+    assert len(recording._nesting._contexts) == 8

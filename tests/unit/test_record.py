@@ -9,58 +9,26 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
-import numpy as np
 import pytest
 
 import intxtrace
 from intxtrace.__main__ import main
-from intxtrace.capture import bcc_import, host, recording
+from intxtrace.capture import bcc_import, recording
 from intxtrace.capture.recording import Limits, Stop, record
 from intxtrace.capture.ring import Events
-from intxtrace.capture.session import Counts, Selection, Session
+from intxtrace.capture.session import Selection, Session
+from intxtrace.cli.capturing import Capture
 from intxtrace.errors import IntxtraceError
-from intxtrace.events import RECORD, Kind
 from intxtrace.stalls import Trigger, parse
 from intxtrace.trace.kept import Kept
 from intxtrace.trace.metadata import Metadata
-from intxtrace.trace.tables import Tables, Vm
 from intxtrace.trace.writer import TraceWriter
 from tests.dsl import Trace
-
-
-class FakeSession:
-    """A session whose host makes ten events at each look."""
-
-    def __init__(self, on_take: Callable[[int], None] = lambda _: None) -> None:
-        self.tables = Tables(vms=[Vm(0, pid=1, name="guest")])
-        self.counts = Counts()
-        self.on_take = on_take
-        self.looks = 0
-        self.stopped = False
-
-    @property
-    def safe_at(self) -> int:
-        return self.counts.events
-
-    def take(self) -> Events:
-        self.looks += 1
-        self.on_take(self.looks)
-        return self._events(10)
-
-    def stop(self) -> Events:
-        self.stopped = True
-        return self._events(3)
-
-    def _events(self, number: int) -> Events:
-        events = np.zeros(number, RECORD)
-        events["kind"] = Kind.HANDLER_ENTRY
-        events["ts"] = np.arange(self.counts.events, self.counts.events + number)
-        self.counts.events += number
-        self.counts.interrupts += number
-        return events
+from tests.unit.sessions import FakeSession
 
 
 def recorded(path: Path, session: FakeSession, limits: Limits, stop: Stop | None = None) -> str:
@@ -129,23 +97,10 @@ def test_a_window_keeps_the_last_events_and_who_is_who(tmp_path: Path, age_ns: i
     assert set(trace.interrupts["bdf"]) == {"0000:01:00.0"}
 
 
-class AnySession(FakeSession):
-    """Stands in for `Session` on the command line."""
-
-    def __init__(self, *_: object, **__: object) -> None:
-        super().__init__()
-
-    def __enter__(self) -> AnySession:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-
 @pytest.fixture
 def any_session(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 0)
-    monkeypatch.setattr("intxtrace.capture.session.Session", AnySession)
+    monkeypatch.setattr("intxtrace.capture.session.Session", lambda *_, **__: FakeSession())
     monkeypatch.setattr("intxtrace.cli.capturing.prepare", lambda: None)
 
 
@@ -215,7 +170,8 @@ def test_it_ends_with_its_command(tmp_path: Path) -> None:
         assert recorded(tmp_path / "a.intx", FakeSession(), Limits(command=child)) == "the command ended"
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.usefixtures("handlers")
 def test_it_ends_at_a_signal_and_keeps_everything(tmp_path: Path, number: signal.Signals) -> None:
     session = FakeSession(lambda look: signal.raise_signal(number) if look == 3 else None)
     assert recorded(tmp_path / "a.intx", session, Limits()) == number.name
@@ -223,13 +179,45 @@ def test_it_ends_at_a_signal_and_keeps_everything(tmp_path: Path, number: signal
     assert len(intxtrace.open_trace(tmp_path / "a.intx").events) == 33
 
 
-def test_the_handlers_are_put_back() -> None:
-    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@pytest.fixture
+def handlers() -> Iterator[list[Any]]:
+    """The handlers as they were, and are again."""
+    before = [signal.getsignal(number) for number in SIGNALS]
+    yield before
+    for number, handler in zip(SIGNALS, before, strict=True):
+        signal.signal(number, handler)
+
+
+def test_the_handlers_are_put_back(handlers: list[Any]) -> None:
     with Stop().listening():
-        assert signal.getsignal(signal.SIGINT) != before[0]
-    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+        assert not {signal.getsignal(number) for number in SIGNALS} & set(handlers)
+    assert [signal.getsignal(number) for number in SIGNALS] == handlers
 
 
+@pytest.mark.parametrize("raised", SIGNALS)
+def test_a_connection_that_breaks_at_the_end_breaks_nothing(raised: signal.Signals, handlers: list[Any]) -> None:
+    with Stop().listening() as stop:
+        signal.raise_signal(raised)
+        signal.raise_signal(signal.SIGHUP)
+    signal.raise_signal(signal.SIGHUP)
+    assert stop.reason == raised.name
+    assert [signal.getsignal(number) for number in SIGNALS[:2]] == handlers[:2]
+
+
+def test_what_nohup_runs_does_not_end() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Stop().listening() as stop:
+            signal.raise_signal(signal.SIGHUP)
+            assert not stop
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("handlers")
 def test_a_second_signal_is_not_held_back() -> None:
     with Stop().listening() as stop:
         signal.raise_signal(signal.SIGINT)
@@ -238,6 +226,7 @@ def test_a_second_signal_is_not_held_back() -> None:
             signal.raise_signal(signal.SIGINT)
 
 
+@pytest.mark.usefixtures("handlers")
 def test_a_sleep_does_not_outlast_a_signal() -> None:
     with Stop().listening() as stop:
         timer = threading.Timer(0.05, lambda: os.kill(os.getpid(), signal.SIGINT))
@@ -280,27 +269,6 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.fixture
-def no_vm(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(host, "processes", lambda: [])
-
-
-@pytest.fixture
-def one_vm(monkeypatch: pytest.MonkeyPatch) -> None:
-    one = host.Process(4711, 1, "win10", Path("/proc/4711/exe"), ("qemu",), ("0000:01:00.0",))
-    monkeypatch.setattr(host, "processes", lambda: [one])
-
-
-@pytest.fixture
-def no_bcc(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    kept = {name: module for name, module in sys.modules.items() if name == "bcc" or name.startswith("bcc.")}
-    for name in kept:
-        del sys.modules[name]
-    monkeypatch.setattr(bcc_import, "_candidates", lambda: [])
-    yield
-    sys.modules.update(kept)
-
-
 def test_without_root(here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     assert "needs root: run this with sudo" in fails(capsys)
@@ -330,6 +298,25 @@ def test_without_a_vm(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_with_another_vm(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "no VM named win7 is running (running: win10 (pid 4711))" in fails(capsys, "--vm", "win7")
     assert "process 12 runs no KVM virtual machine" in fails(capsys, "--pid", "12")
+
+
+@pytest.mark.usefixtures("one_vm")
+@pytest.mark.parametrize(
+    ("text", "wait", "names", "pids"),
+    [
+        ("4711", False, set(), {4711}),
+        ("4711", True, set(), {4711}),
+        ("100", True, {"100"}, set()),
+        ("12", False, set(), {12}),
+    ],
+)
+def test_digits_are_a_pid_but_for_a_vm_that_may_come(
+    text: str, wait: bool, names: set[str], pids: set[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    chosen = Capture([text], [], [], "count", "16M", wait)
+    (selection,) = cast("partial[object]", chosen.session_maker(wait=wait)).args
+    assert (selection.vms, selection.pids) == (names, pids)
 
 
 @pytest.mark.usefixtures("one_vm")

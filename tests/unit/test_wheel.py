@@ -1,4 +1,5 @@
-"""The wheel carries the C of the probes and the page, and puts nothing but intxtrace beside other packages."""
+"""The wheel carries the C of the probes, the page, the manual and completions, and puts nothing but intxtrace beside
+other packages."""
 
 from __future__ import annotations
 
@@ -16,6 +17,13 @@ import intxtrace
 
 ROOT = Path(__file__).parents[2]
 CARRIED = ("bpf", "reports")
+SHARED = {
+    "bash-completion/completions/intxtrace.bash",
+    "zsh/site-functions/_intxtrace",
+    "fish/vendor_completions.d/intxtrace.fish",
+    "man/man1/intxtrace.1",
+}
+"""What goes into share/ of the prefix."""
 PICTURE = "example.png"
 """The README's, in reports/: not for the wheel."""
 
@@ -26,9 +34,9 @@ def project(tmp_path: Path) -> Path:
     copy = tmp_path / "project"
     ignore = shutil.ignore_patterns("__pycache__")
     shutil.copytree(ROOT / "intxtrace", copy / "intxtrace", symlinks=True, ignore=ignore)
-    for name in CARRIED:
+    for name in (*CARRIED, "man"):
         shutil.copytree(ROOT / name, copy / name, ignore=ignore)
-    for name in ("pyproject.toml", "LICENSE"):
+    for name in ("pyproject.toml", "setup.py", "MANIFEST.in", "LICENSE"):
         shutil.copy(ROOT / name, copy / name)
     (copy / "README.md").write_text("# intxtrace\n")
     (copy / "tests").mkdir()
@@ -52,13 +60,19 @@ def test_wheel_is_self_contained(project: Path, tmp_path: Path) -> None:
         for path in (project / n).iterdir()
         if path.name != PICTURE
     }
+    carried |= {str(path.relative_to(project)) for path in (project / "intxtrace" / "completions").iterdir()}
     modules = {str(path.relative_to(project)) for path in (project / "intxtrace").rglob("*.py")}
-    run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", tmp_path / "dist", cwd=project)
-    (wheel,) = (tmp_path / "dist").iterdir()
+    # The wheel is built of the source distribution, so that this is shown to be whole too.
+    run(sys.executable, "-m", "build", "--no-isolation", "--outdir", tmp_path / "dist", cwd=project)
+    (wheel,) = (tmp_path / "dist").glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
-    assert {name.partition("/")[0] for name in names} == {"intxtrace", f"intxtrace-{intxtrace.__version__}.dist-info"}
+    package = f"intxtrace-{intxtrace.__version__}"
+    folders = {"intxtrace", f"{package}.dist-info", f"{package}.data"}
+    assert {name.partition("/")[0] for name in names} == folders
     assert {name for name in names if name.startswith("intxtrace/")} == modules | carried | {"intxtrace/py.typed"}
+    data = {name.removeprefix(f"{package}.data/") for name in names if name.startswith(f"{package}.data/")}
+    assert data == {f"data/share/{name}" for name in SHARED}
 
 
 def test_editable_install_finds_its_data(project: Path, tmp_path: Path) -> None:

@@ -1,0 +1,44 @@
+"""Every recipe, run in the lab beside intxtrace, and imported: the same interrupts, at the same instants."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.lab import recipes
+from tests.lab.compare import Row, show
+from tests.lab.guest import Truth
+from tests.lab.scenario import ScenarioResult, run_scenario
+
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(3000)]
+
+Compared = list[tuple[Truth, list[Row], list[str]]]
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> ScenarioResult:
+    folder = tmp_path_factory.mktemp("recipes")
+    return run_scenario(recipes.scenario(recipes.GUESTS), folder, "6.1", timeout=2400)
+
+
+@pytest.fixture(scope="module")
+def compared(lab: ScenarioResult) -> Compared:
+    return list(recipes.compare_all(lab.folders[0].parent, lab.truths, lab.folders))
+
+
+@pytest.mark.parametrize("number", range(len(recipes.GUESTS)), ids=recipes.GUESTS)
+def test_recipes_see_what_intxtrace_sees(compared: Compared, number: int, capsys: pytest.CaptureFixture[str]) -> None:
+    truth, rows, remarks = compared[number]
+    with capsys.disabled():
+        print("\n" + "\n".join([show(f"{truth.name}, recorded by recipes", rows), *remarks]))
+    assert truth.host_interrupts > 0
+    assert [row for row in rows if not row.holds] == []
+
+
+@pytest.mark.parametrize("tool", recipes.TOOLS)
+def test_a_recipe_leaves_nothing_behind_and_says_what_it_lacks(lab: ScenarioResult, tool: str) -> None:
+    folder = lab.folders[0].parent / tool
+    assert (folder / "left").read_text() == ""
+    said = (folder / "stderr").read_text()
+    (lacking,) = [line for line in said.splitlines() if "not on this kernel" in line]
+    assert lacking.endswith("not on this kernel: kvm_notify_irqfd_resampler")  # which came with 6.4
+    assert "missed" not in said
