@@ -1013,6 +1013,8 @@ static __always_inline int on_qemu_region_write(u64 region, u64 offset, u64 data
 
 static __always_inline int on_qemu_mmaps(u64 region, u64 enabled) {
   struct fields v = {.link = region, .value = (u8)enabled};
+  if (!read_user64(region + 0x10)) /* VFIORegion.mem, as .nr: the device has no such BAR, and QEMU does nothing */
+    return 0;
   v.device = read_user64(region);
   if (qemu_refused(v.device))
     return 0;
