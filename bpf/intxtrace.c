@@ -4,8 +4,9 @@
  *
  * In front of this file intxtrace/capture/plan.py puts: the kinds, flags and `struct record` made
  * from intxtrace/events.py; OFF_* structure offsets from the kernel's BTF; FN_* addresses from kallsyms; and
- * RING_PAGES, HANDLER_GETS_IRQ_CTX and COUNT_BAR_ACCESS (or every access is an event). Behind it: one wrapper per
- * attached probe, which takes the arguments out of an fentry, kprobe, raw tracepoint or uprobe context and calls the on_*() function.
+ * RING_PAGES, PROGRAMS, QEMU_PROGRAMS, HANDLER_GETS_IRQ_CTX and COUNT_BAR_ACCESS (or every access is an event).
+ * Behind it: one wrapper per attached probe, which takes the arguments out of an fentry, kprobe, raw tracepoint or
+ * uprobe context and calls the on_*() function, between run_begin() and run_end().
  *
  * What is recorded: calls on a vfio device that is not refused, and calls on the eventfds, irqfds, GSIs and VMs that
  * one of these taught us. Everything else returns before it touches the ring.
@@ -61,6 +62,14 @@ struct binary {
   u64 device; /* offset of VFIODevice in VFIOPCIDevice */
   u64 pending; /* offset of the pending flag from the EOI function's argument, 0: every call is real */
 };
+/* The runs of a program that concerned somebody who is traced: how many, and how long the latest took. */
+#define SAMPLES 32
+struct cost {
+  u64 runs;
+  u64 ns[SAMPLES];
+};
+#define BINARIES 64
+#define TIMED_BINARIES 8
 BPF_RINGBUF_OUTPUT(events, RING_PAGES);
 BPF_PERCPU_ARRAY(losses, u64, 64); /* by kind */
 BPF_ARRAY(lost_total, u64, 1);
@@ -78,7 +87,9 @@ BPF_TABLE("lru_hash", u64, struct stack, stacks, 16384);
 BPF_ARRAY(empty_stack, struct stack, 1);
 BPF_HASH(bars, struct qemu_key, struct bar_count, 4096);
 BPF_HASH(offsets, struct offset_key, u64, 8192); /* full: accesses at further offsets are in the totals alone */
-BPF_ARRAY(binaries, struct binary, 64);
+BPF_ARRAY(binaries, struct binary, BINARIES);
+BPF_ARRAY(timing, u32, 1); /* 1: the programs are timed */
+BPF_PERCPU_ARRAY(costs, struct cost, PROGRAMS + (TIMED_BINARIES - 1) * QEMU_PROGRAMS);
 
 struct fields {
   u64 device, link, link2, vm, arg0, arg1;
@@ -86,7 +97,25 @@ struct fields {
   u32 aux;
 };
 
-static __always_inline void emit(u32 kind, u32 flags, const struct fields *f) {
+/* ---- what the programs cost ---- */
+
+static __always_inline u64 run_begin(void) {
+  int zero = 0;
+  u32 *on = timing.lookup(&zero);
+  return on && *on ? bpf_ktime_get_ns() : 0;
+}
+
+/* Other runs (of other eventfds, other VMs) are many, short, and not what an interrupt pays. */
+static __always_inline void run_end(u64 began, int concerned, int program) {
+  if (!began || !concerned)
+    return;
+  struct cost *cost = costs.lookup(&program);
+  if (cost)
+    cost->ns[cost->runs++ & (SAMPLES - 1)] = bpf_ktime_get_ns() - began;
+}
+
+/* Makes an event; 1, which the on_*() functions return where the run concerned somebody who is traced. */
+static __always_inline int emit(u32 kind, u32 flags, const struct fields *f) {
   struct record *r = events.ringbuf_reserve(sizeof(struct record));
   if (!r) {
     int slot = kind & 63, zero = 0;
@@ -95,7 +124,7 @@ static __always_inline void emit(u32 kind, u32 flags, const struct fields *f) {
       ++*n;
       lock_xadd(total, 1);
     }
-    return;
+    return 1;
   }
   u64 id = bpf_get_current_pid_tgid();
   r->kind = kind;
@@ -114,6 +143,7 @@ static __always_inline void emit(u32 kind, u32 flags, const struct fields *f) {
   /* After the reserve: what is reserved later has a later time than the drain's look at the producer position. */
   r->ts = bpf_ktime_get_ns();
   events.ringbuf_submit(r, 1 /* BPF_RB_NO_WAKEUP: the drain polls */);
+  return 1;
 }
 
 static __always_inline u64 read64(u64 address) {
@@ -220,8 +250,7 @@ static __always_inline int leave(u32 flag, u32 kind, s32 ret) {
   v.value = ret;
   pop(s);
   f = innermost(s);
-  emit(kind, f ? f->flag : 0, &v);
-  return 0;
+  return emit(kind, f ? f->flag : 0, &v);
 }
 
 /* ---- what is traced ---- */
@@ -386,8 +415,7 @@ static __always_inline int on_handler_entry(u64 irq, u64 dev_id) {
     return 0;
   struct fields v = {.device = vdev, .arg0 = (u32)irq};
   push(stack_make(), FLAG_IN_HANDLER, &v);
-  emit(KIND_HANDLER_ENTRY, 0, &v);
-  return 0;
+  return emit(KIND_HANDLER_ENTRY, 0, &v);
 }
 
 static __always_inline int on_handler_exit(u64 ret) {
@@ -422,8 +450,7 @@ static __always_inline int on_unmask_entry(u64 vdev) {
   u32 flags = outer ? outer->flag : 0;
   struct fields v = {.device = vdev};
   push(s, FLAG_IN_UNMASK, &v);
-  emit(KIND_UNMASK_ENTRY, flags, &v);
-  return 0;
+  return emit(KIND_UNMASK_ENTRY, flags, &v);
 }
 
 static __always_inline int on_unmask_exit(u64 ret) {
@@ -435,8 +462,7 @@ static __always_inline int on_checked_unmask(u64 ret) {
   if (!f)
     return 0;
   struct fields v = {.device = f->device, .value = (u8)ret};
-  emit(KIND_CHECKED_UNMASK, FLAG_IN_UNMASK, &v);
-  return 0;
+  return emit(KIND_CHECKED_UNMASK, FLAG_IN_UNMASK, &v);
 }
 
 static __always_inline int on_enable_irq(u64 irq) {
@@ -444,8 +470,7 @@ static __always_inline int on_enable_irq(u64 irq) {
   if (!f)
     return 0;
   struct fields v = {.device = f->device, .arg0 = (u32)irq};
-  emit(KIND_ENABLE_IRQ, FLAG_IN_UNMASK, &v);
-  return 0;
+  return emit(KIND_ENABLE_IRQ, FLAG_IN_UNMASK, &v);
 }
 
 static __always_inline int on_mask(u64 vdev, u32 by_ioctl) {
@@ -453,8 +478,7 @@ static __always_inline int on_mask(u64 vdev, u32 by_ioctl) {
     return 0;
   struct frame *f = innermost(stack_find());
   struct fields v = {.device = vdev, .aux = by_ioctl};
-  emit(KIND_MASK, f ? f->flag : 0, &v);
-  return 0;
+  return emit(KIND_MASK, f ? f->flag : 0, &v);
 }
 
 static __always_inline int on_config_unmask_entry(u64 vdev) {
@@ -466,14 +490,15 @@ static __always_inline int on_config_unmask_entry(u64 vdev) {
   emit(KIND_CONFIG_UNMASK, outer ? outer->flag : 0, &v);
   if (!outer) /* inside an ioctl the ioctl's own bracket serves */
     push(s, FLAG_IN_CONFIG_UNMASK, &v);
-  return 0;
+  return 1;
 }
 
 static __always_inline int on_config_unmask_exit(void) {
   struct stack *s = stack_find();
-  if (inside(s, FLAG_IN_CONFIG_UNMASK))
-    pop(s);
-  return 0;
+  if (!inside(s, FLAG_IN_CONFIG_UNMASK))
+    return 0;
+  pop(s);
+  return 1;
 }
 
 #define SET_IRQS_DATA_EVENTFD 4
@@ -510,8 +535,7 @@ static __always_inline int on_set_irqs_entry(u64 vdev, u64 flags, u64 index, u64
     }
   }
   push(stack_make(), FLAG_IN_SET_IRQS, &v);
-  emit(KIND_SET_IRQS_ENTRY, 0, &v);
-  return 0;
+  return emit(KIND_SET_IRQS_ENTRY, 0, &v);
 }
 
 static __always_inline int on_set_irqs_exit(u64 ret) {
@@ -542,8 +566,7 @@ static __always_inline int on_virqfd_wakeup(u64 wait, u64 key) {
     contexts.delete(&v.link);
   else
     contexts.update(&v.link, &vdev);
-  emit(KIND_VIRQFD_WAKEUP, 0, &v);
-  return 0;
+  return emit(KIND_VIRQFD_WAKEUP, 0, &v);
 }
 
 static __always_inline int on_virqfd_inject_entry(u64 work) {
@@ -554,15 +577,15 @@ static __always_inline int on_virqfd_inject_entry(u64 work) {
   struct fields v = {.device = vdev};
   v.link = read64(virqfd + OFF_virqfd_eventfd);
   push(stack_make(), FLAG_IN_VIRQFD_INJECT, &v);
-  emit(KIND_VIRQFD_INJECT, 0, &v);
-  return 0;
+  return emit(KIND_VIRQFD_INJECT, 0, &v);
 }
 
 static __always_inline int on_virqfd_inject_exit(void) {
   struct stack *s = stack_find();
-  if (inside(s, FLAG_IN_VIRQFD_INJECT))
-    pop(s);
-  return 0;
+  if (!inside(s, FLAG_IN_VIRQFD_INJECT))
+    return 0;
+  pop(s);
+  return 1;
 }
 
 /* ---- eventfd ---- */
@@ -579,8 +602,7 @@ static __always_inline int on_eventfd_signal(u64 ctx) {
     return 0;
   }
   v.aux = read32(ctx + OFF_eventfd_ctx_id);
-  emit(KIND_EVENTFD_SIGNAL, flags, &v);
-  return 0;
+  return emit(KIND_EVENTFD_SIGNAL, flags, &v);
 }
 
 static __always_inline int on_eventfd_write(u64 file) {
@@ -588,8 +610,7 @@ static __always_inline int on_eventfd_write(u64 file) {
   if (!context_device(v.link) || process_refused())
     return 0;
   v.aux = read32(v.link + OFF_eventfd_ctx_id);
-  emit(KIND_EVENTFD_WRITE, 0, &v);
-  return 0;
+  return emit(KIND_EVENTFD_WRITE, 0, &v);
 }
 
 static __always_inline int on_eventfd_read_entry(u64 iocb) {
@@ -598,7 +619,7 @@ static __always_inline int on_eventfd_read_entry(u64 iocb) {
     return 0;
   v.aux = read32(v.link + OFF_eventfd_ctx_id);
   push(stack_make(), FLAG_IN_EVENTFD_READ, &v);
-  return 0;
+  return 1;
 }
 
 static __always_inline int on_eventfd_read_exit(u64 ret) {
@@ -645,7 +666,7 @@ static __always_inline int irqfd_woken(u64 irqfd, u32 key, u32 fallback) {
     s->pulse_vm = v.vm;
     s->pulse_gsi = v.arg0;
   }
-  return 0;
+  return 1;
 }
 
 static __always_inline int on_irqfd_wakeup(u64 wait, u64 key) {
@@ -655,7 +676,7 @@ static __always_inline int on_irqfd_wakeup(u64 wait, u64 key) {
 static __always_inline int irqfd_injecting(u64 irqfd, u32 fallback) {
   struct fields v = {};
   if (irqfd_fields(irqfd, &v))
-    emit(KIND_IRQFD_INJECT, fallback, &v);
+    return emit(KIND_IRQFD_INJECT, fallback, &v);
   return 0;
 }
 
@@ -711,8 +732,7 @@ static __always_inline int on_kvm_set_irq_entry(u64 vm, u64 source, u64 gsi, u64
   u32 flags = outer ? outer->flag : 0;
   push(s, FLAG_IN_KVM_SET_IRQ, &v);
   v.aux = 0;
-  emit(KIND_KVM_SET_IRQ, flags, &v);
-  return 0;
+  return emit(KIND_KVM_SET_IRQ, flags, &v);
 }
 
 static __always_inline int on_kvm_set_irq_exit(u64 ret) {
@@ -725,16 +745,14 @@ static __always_inline int on_tp_kvm_set_irq(u64 gsi, u64 level, u64 source) {
   if (!gsis.lookup(&known))
     return 0;
   struct fields v = {.arg0 = known, .value = (u32)level, .arg1 = (u32)source};
-  emit(KIND_KVM_SET_IRQ, FLAG_FALLBACK, &v);
-  return 0;
+  return emit(KIND_KVM_SET_IRQ, FLAG_FALLBACK, &v);
 }
 
 static __always_inline int on_kvm_ack(u64 vm, u64 irqchip, u64 pin) {
   if (!line_known(vm, (u32)pin) || vm_refused(vm))
     return 0;
   struct fields v = {.vm = vm, .arg0 = (u32)pin, .arg1 = (u32)irqchip};
-  emit(KIND_KVM_ACK, 0, &v);
-  return 0;
+  return emit(KIND_KVM_ACK, 0, &v);
 }
 
 /* Instead of kvm_notify_acked_irq: kvm:kvm_ack_irq(irqchip, pin), in a vCPU thread of the VM. */
@@ -744,8 +762,7 @@ static __always_inline int on_tp_kvm_ack_irq(u64 irqchip, u64 pin) {
   if (!vm || !line_known(*vm, (u32)pin) || process_refused())
     return 0;
   struct fields v = {.vm = *vm, .arg0 = (u32)pin, .arg1 = (u32)irqchip};
-  emit(KIND_KVM_ACK, FLAG_FALLBACK, &v);
-  return 0;
+  return emit(KIND_KVM_ACK, FLAG_FALLBACK, &v);
 }
 
 static __always_inline int on_resampler_ack(u64 kian) {
@@ -754,7 +771,7 @@ static __always_inline int on_resampler_ack(u64 kian) {
   v.vm = read64(resampler + OFF_kvm_kernel_irqfd_resampler_kvm);
   v.arg0 = read32(kian + OFF_kvm_irq_ack_notifier_gsi);
   if (line_known(v.vm, v.arg0) && !vm_refused(v.vm))
-    emit(KIND_RESAMPLER_ACK, 0, &v);
+    return emit(KIND_RESAMPLER_ACK, 0, &v);
   return 0;
 }
 
@@ -762,8 +779,7 @@ static __always_inline int on_resampler_notify(u64 vm, u64 irqchip, u64 pin) {
   if (!line_known(vm, (u32)pin) || vm_refused(vm))
     return 0;
   struct fields v = {.vm = vm, .arg0 = (u32)pin, .arg1 = (u32)irqchip};
-  emit(KIND_RESAMPLER_NOTIFY, 0, &v);
-  return 0;
+  return emit(KIND_RESAMPLER_NOTIFY, 0, &v);
 }
 
 #define IRQFD_DEASSIGN 1 /* KVM_IRQFD_FLAG_DEASSIGN */
@@ -787,8 +803,7 @@ static __always_inline int on_kvm_irqfd_entry(u64 vm, u64 args) {
   else if (!line_known(vm, v.arg0))
     line_learn(vm, v.arg0);
   push(stack_make(), FLAG_IN_KVM_IRQFD, &v);
-  emit(KIND_KVM_IRQFD_ENTRY, 0, &v);
-  return 0;
+  return emit(KIND_KVM_IRQFD_ENTRY, 0, &v);
 }
 
 static __always_inline int on_kvm_irqfd_exit(u64 ret) {
@@ -803,7 +818,7 @@ static __always_inline int on_kvm_irqfd_exit(u64 ret) {
 static __always_inline int on_kvm_irq_line(u64 vm, u64 args) {
   struct fields v = {.vm = vm, .arg0 = read32(args), .value = read32(args + 4)};
   if (line_known(vm, v.arg0) && !vm_refused(vm))
-    emit(KIND_KVM_IRQ_LINE, 0, &v);
+    return emit(KIND_KVM_IRQ_LINE, 0, &v);
   return 0;
 }
 
@@ -843,8 +858,7 @@ static __always_inline int on_tp_apic_accept(u64 apic, u64 vector) {
   if (!delivery(&v, &flags))
     return 0;
   vector_learn(v.vm, (u8)vector);
-  emit(KIND_APIC_ACCEPT, flags, &v);
-  return 0;
+  return emit(KIND_APIC_ACCEPT, flags, &v);
 }
 
 static __always_inline int on_tp_ioapic_set_irq(u64 entry, u64 pin, u64 coalesced) {
@@ -855,8 +869,7 @@ static __always_inline int on_tp_ioapic_set_irq(u64 entry, u64 pin, u64 coalesce
   v.arg0 = (u32)pin;
   v.arg1 = entry;
   v.value = (u8)coalesced;
-  emit(KIND_IOAPIC_SET_IRQ, flags, &v);
-  return 0;
+  return emit(KIND_IOAPIC_SET_IRQ, flags, &v);
 }
 
 static __always_inline int on_tp_pic_set_irq(u64 chip, u64 pin, u64 imr, u64 coalesced) {
@@ -868,8 +881,7 @@ static __always_inline int on_tp_pic_set_irq(u64 chip, u64 pin, u64 imr, u64 coa
   v.arg1 = (u8)chip;
   v.aux = (u8)imr >> ((u8)pin & 7) & 1;
   v.value = (u8)coalesced;
-  emit(KIND_PIC_SET_IRQ, flags, &v);
-  return 0;
+  return emit(KIND_PIC_SET_IRQ, flags, &v);
 }
 
 static __always_inline int on_tp_msi_set_irq(u64 address, u64 data) {
@@ -880,8 +892,7 @@ static __always_inline int on_tp_msi_set_irq(u64 address, u64 data) {
   v.arg0 = address;
   v.arg1 = data;
   v.value = data & 0xff;
-  emit(KIND_MSI_SET_IRQ, flags, &v);
-  return 0;
+  return emit(KIND_MSI_SET_IRQ, flags, &v);
 }
 
 static __always_inline int on_tp_kvm_eoi(u64 vector) {
@@ -889,8 +900,7 @@ static __always_inline int on_tp_kvm_eoi(u64 vector) {
   if (!vectors.lookup(&k) || process_refused())
     return 0;
   struct fields v = {.value = (s32)vector};
-  emit(KIND_KVM_EOI, 0, &v);
-  return 0;
+  return emit(KIND_KVM_EOI, 0, &v);
 }
 
 static __always_inline int on_tp_userspace_exit(u64 reason) {
@@ -900,17 +910,20 @@ static __always_inline int on_tp_userspace_exit(u64 reason) {
   if (!vm_of.lookup(&tgid) || process_refused())
     return 0;
   struct fields v = {.value = 26};
-  emit(KIND_USERSPACE_EXIT, 0, &v);
-  return 0;
+  return emit(KIND_USERSPACE_EXIT, 0, &v);
 }
 
 /* ---- QEMU ---- */
 
 /* Which of the known QEMU binaries this program is attached to; the loader patches the number in. */
-static __always_inline struct binary *this_binary(void) {
+static __always_inline int this_slot(void) {
   u64 slot;
   asm volatile("%0 = 0x1badcafe" : "=r"(slot));
-  int key = slot;
+  return slot;
+}
+
+static __always_inline struct binary *this_binary(void) {
+  int key = this_slot();
   return binaries.lookup(&key);
 }
 
@@ -921,8 +934,7 @@ static __always_inline int qemu_event(u32 kind, u64 device) {
   if (s)
     s->qemu = device;
   struct fields v = {.device = device};
-  emit(kind, 0, &v);
-  return 0;
+  return emit(kind, 0, &v);
 }
 
 /* For functions that get a VFIOPCIDevice. */
@@ -951,8 +963,7 @@ static __always_inline int on_qemu_interrupt(u64 pci_device) {
   struct stack *s = stack_make();
   if (s)
     s->serving = 1;
-  emit(KIND_QEMU_INTERRUPT, 0, &v);
-  return 0;
+  return emit(KIND_QEMU_INTERRUPT, 0, &v);
 }
 
 static __always_inline int on_qemu_eoi(u64 device) {
@@ -989,8 +1000,7 @@ static __always_inline int on_qemu_region(u64 region, u64 offset, u64 data, u32 
     return 0;
   c->fresh = 0;
 #endif
-  emit(write ? KIND_QEMU_REGION_WRITE : KIND_QEMU_REGION_READ, 0, &v);
-  return 0;
+  return emit(write ? KIND_QEMU_REGION_WRITE : KIND_QEMU_REGION_READ, 0, &v);
 }
 
 static __always_inline int on_qemu_region_read(u64 region, u64 offset, u64 size) {
@@ -1003,12 +1013,13 @@ static __always_inline int on_qemu_region_write(u64 region, u64 offset, u64 data
 
 static __always_inline int on_qemu_mmaps(u64 region, u64 enabled) {
   struct fields v = {.link = region, .value = (u8)enabled};
+  if (!read_user64(region + 0x10)) /* VFIORegion.mem, as .nr: the device has no such BAR, and QEMU does nothing */
+    return 0;
   v.device = read_user64(region);
   if (qemu_refused(v.device))
     return 0;
   v.aux = read_user8(region + 0x30);
-  emit(KIND_QEMU_MMAPS, 0, &v);
-  return 0;
+  return emit(KIND_QEMU_MMAPS, 0, &v);
 }
 
 static __always_inline int on_qemu_resample_notify(u64 gsi) {
@@ -1017,6 +1028,5 @@ static __always_inline int on_qemu_resample_notify(u64 gsi) {
   if (!vm || !line_known(*vm, (u32)gsi) || process_refused())
     return 0;
   struct fields v = {.arg0 = (u32)gsi, .vm = *vm};
-  emit(KIND_QEMU_RESAMPLE_NOTIFY, 0, &v);
-  return 0;
+  return emit(KIND_QEMU_RESAMPLE_NOTIFY, 0, &v);
 }

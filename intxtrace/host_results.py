@@ -183,6 +183,13 @@ class ProbeRow:
     target: str
     resolved: str
     reason: str
+    attach_ns: int | None = None
+    """What being watched costs a call of the target on this host, without the probe's programs; null: not measured."""
+    run_ns: int | None = None
+    """Median time of its programs for a call that concerned a traced device, in the moment that it was attached; null
+    if there was none."""
+    runs: int | None = None
+    """How many there were; null: nobody counted."""
 
 
 @dataclass(frozen=True)
@@ -202,3 +209,5 @@ class Diagnosis:
     probes: tuple[ProbeRow, ...]
     vms: tuple[str, ...]
     binaries: tuple[Binary, ...]
+    calibration_ns: int | None = None
+    """How long it took to measure what being watched costs, as `record` does at its start; null if it was not tried."""

@@ -19,7 +19,8 @@ from intxtrace.trace.kept import Kept, Saved
 from intxtrace.trace.reader import TraceReader
 
 if TYPE_CHECKING:
-    from intxtrace.analysis.live import LiveModel, LiveView
+    from intxtrace.analysis.live import LiveModel
+    from intxtrace.analysis.live_results import LiveView
     from intxtrace.capture.session import Session
     from intxtrace.trace.metadata import Metadata
     from intxtrace.trace.tables import Tables

@@ -15,6 +15,8 @@ from intxtrace.analysis import results
 from intxtrace.analysis.bins import time_step
 from intxtrace.analysis.findings import diagnose, without_times
 from intxtrace.analysis.missing import missing
+from intxtrace.analysis.overhead import overhead
+from intxtrace.analysis.part import PartTally
 from intxtrace.analysis.results import MEASURES, Options, Summary
 from intxtrace.analysis.rows import NULL, by_device, codes, ints
 from intxtrace.analysis.tally import DeviceTally
@@ -146,20 +148,25 @@ class Analysis:
         self._fold_nameless()
         self._add_silent()
         recorded = {kind for probe in self._tables.probes if probe.state != "missing" for kind in probe.kinds}
+        wholes = {key: device.whole() for key, device in self._devices.items()}
         devices = sorted(
-            (self._summarise(key, device, recording, axis, recorded) for key, device in self._devices.items()),
+            (self._summarise(key, whole, recording, axis, recorded) for key, whole in wholes.items()),
             key=lambda d: (-d.counts.total, d.vm or "", d.bdf or "", -1 if d.device is None else d.device),
         )
+        together = PartTally.joined(wholes.values(), 0).latency()
         return Summary(
             recording=recording,
             options=self._options,
             quality=self._quality(devices),
             probes=tuple(
-                results.ProbeState(p.name, p.standing, p.method, p.target, p.resolved, p.reason)
+                results.ProbeState(
+                    p.name, p.standing, p.method, p.target, p.resolved, p.reason, p.attach_ns, p.run_ns, p.runs
+                )
                 for p in self._tables.probes
             ),
             devices=tuple(devices),
             missing=missing(self._metadata, recorded, devices),
+            overhead=overhead(together, self._tables.probes, self._metadata),
             findings=self._findings(tuple(devices), recording.end_at),
             axis=axis,
         )
@@ -220,15 +227,15 @@ class Analysis:
     def _summarise(
         self,
         key: tuple[int | None, str | None],
-        device: DeviceTally,
+        whole: PartTally,
         recording: results.Recording,
         axis: results.TimeAxis | None,
         recorded: set[str],
     ) -> results.DeviceSummary:
+        device = self._devices[key]
         row = next((row for row in self._tables.devices if row.id == key[0]), Device(0))
         vm = next((vm for vm in self._tables.vms if vm.name == key[1]), None)
         bdf = device.bdf or row.bdf or None
-        whole = device.whole()
         counts, latency = whole.counts(), whole.latency()
         floods = device.floods(counts, recorded)
         lost = device.counted("lost")

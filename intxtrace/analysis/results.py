@@ -417,6 +417,26 @@ class ProbeState:
     target: str
     resolved: str
     reason: str
+    attach_ns: int | None = None
+    """What being watched cost a call of its target, without its programs: measured on the host; null: not measured."""
+    run_ns: int | None = None
+    """Median time of its programs for a call that concerned somebody traced, at the beginning of the recording; null:
+    not measured, or there was none."""
+    runs: int | None = None
+    """Of so many calls."""
+
+
+@dataclass(frozen=True)
+class PathOverhead:
+    """What the probes cost an interrupt of one path, about. See `intxtrace.analysis.overhead`."""
+
+    path: str
+    probes_ns: int | None
+    """All that run between raised and unmasked; null: the cost of one of them was not measured."""
+    masked_ns: int | None
+    """Median masked time of the complete interrupts of this path; null: of none is it known."""
+    share: float | None
+    """`probes_ns` of `masked_ns`, which contains it: 0.1 is a tenth. Null: one of them is not known."""
 
 
 @dataclass(frozen=True)
@@ -459,6 +479,8 @@ class Summary:
     """Most interrupts first."""
     missing: tuple[Missing, ...] = ()
     """Recordings of other tools: what they cannot tell."""
+    overhead: tuple[PathOverhead, ...] = ()
+    """The probes' own share of masked time, by path; none for recordings of other tools."""
     findings: tuple[Finding, ...] = ()
     """What is wrong, worst first; none if nothing is."""
     axis: TimeAxis | None = field(default=None, metadata={"json": False})

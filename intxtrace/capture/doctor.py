@@ -11,26 +11,29 @@ import gzip
 import os
 import platform
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 from intxtrace import files
 from intxtrace.capture import host, kernel, remedies
 from intxtrace.capture.bcc_import import import_bcc
 from intxtrace.capture.btf import Btf
+from intxtrace.capture.overhead import RunTimes
 from intxtrace.capture.plan import DEFAULT_RING_BYTES, MACHINES, Planner, wanted_symbols
 from intxtrace.capture.program import Probes, headers_found
 from intxtrace.capture.qemu_functions import find_functions
 from intxtrace.capture.session import Selection, Session, require_root
 from intxtrace.errors import IntxtraceError
 from intxtrace.host_results import Binary, Check, Diagnosis, FoundFunction, ProbeRow
-
-if TYPE_CHECKING:
-    from intxtrace.trace.tables import Probe, Tables
+from intxtrace.trace.tables import Probe
 
 RING_BUFFER = (5, 8)
 """The Linux that brought the BPF ring buffer (457f44363a88)."""
+
+MOMENT_SECONDS = 0.25
+"""So long the kernel times the programs of the probes."""
 
 _OPTIONS = {
     # Option: (what for, whether record cannot do without)
@@ -56,11 +59,10 @@ def diagnose(*, wait: bool = False, root: Path = Path("/")) -> Diagnosis:
         wait: judge `record --wait`, which needs no VM yet.
         root: where /proc, /sys, /etc, /boot and /lib are; what is tried is tried on the running kernel all the same.
     """
-    reason, tables = _try(wait)
-    rows = tables.probes if tables is not None else _attach()
-    tried = rows is not None
-    if rows is None:
-        rows = _planned()
+    reason, attached = _try(wait)
+    attached = attached or _attach()
+    tried = attached is not None
+    rows, calibration_ns = attached or _Tried(_planned(), None)
     distribution = remedies.distribution(root)
     return Diagnosis(
         ready=reason is None,
@@ -71,24 +73,33 @@ def diagnose(*, wait: bool = False, root: Path = Path("/")) -> Diagnosis:
         checks=tuple(checks(root, distribution, wait=wait)),
         tried=tried,
         probes=tuple(_row(row, tried) for row in rows),
+        calibration_ns=calibration_ns,
         vms=tuple(f"{one.name} (pid {one.pid})" for one in host.processes()),
         binaries=tuple(binaries()),
     )
 
 
-def _try(wait: bool) -> tuple[str | None, Tables | None]:
-    """Do what `record` does before its first event; return what it would say, and its tables."""
+class _Tried(NamedTuple):
+    """The probe table, and how long it took to measure what being watched costs."""
+
+    probes: list[Probe]
+    calibration_ns: int | None
+
+
+def _try(wait: bool) -> tuple[str | None, _Tried | None]:
+    """Do what `record` does before its first event; return what it would say, and what was attached."""
     try:
         require_root()
         with Session(Selection(), wait=wait) as session:
-            return None, session.tables
+            _let_run(session.run_times)
+        return None, _Tried(session.tables.probes, session.calibration_ns)
     except IntxtraceError as error:
         return str(error), None
     except OSError as error:  # as the entry point says it of record
         return files.sentence(error), None
 
 
-def _attach() -> list[Probe] | None:
+def _attach() -> _Tried | None:
     """Attach what can be attached where record as a whole would not work; None if nothing can be tried."""
     try:
         require_root()
@@ -96,14 +107,25 @@ def _attach() -> list[Probe] | None:
             for path in host.installed_qemu():
                 with contextlib.suppress(IntxtraceError):
                     probes.attach_qemu(find_functions(path))
-            return probes.table
+            probes.calibrate()
+            _let_run(RunTimes(probes))
+        return _Tried(probes.table, probes.calibration.spent_ns)
     except (IntxtraceError, OSError):
         return None
 
 
+def _let_run(run_times: RunTimes) -> None:
+    """Let the probes be hit by whatever this host does in a moment: nothing is run on them for the measure's sake."""
+    run_times.begin()
+    time.sleep(MOMENT_SECONDS)
+    run_times.finish()
+
+
 def _row(row: Probe, tried: bool) -> ProbeRow:
     state = "planned" if row.standing == "attached" and not tried else row.standing
-    return ProbeRow(row.name, state, row.method, row.target, row.resolved, row.reason)
+    return ProbeRow(
+        row.name, state, row.method, row.target, row.resolved, row.reason, row.attach_ns, row.run_ns, row.runs
+    )
 
 
 def _planned() -> list[Probe]:

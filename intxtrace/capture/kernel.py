@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 _SYS_BPF = {"x86_64": 321, "aarch64": 280}
 _PROG_LOAD = 5
@@ -20,6 +21,7 @@ _OBJ_GET_INFO_BY_FD = 15
 _RAW_TRACEPOINT_OPEN = 17
 _BTF_GET_FD_BY_ID = 19
 _BTF_GET_NEXT_ID = 23
+_ENABLE_STATS = 32
 
 PROG_KPROBE = 2
 PROG_RAW_TRACEPOINT = 17
@@ -176,17 +178,34 @@ def _object_info(fd: int, info: bytearray) -> None:
     _bpf(_OBJ_GET_INFO_BY_FD, bytearray(attr))
 
 
-def recursion_misses(program: int) -> int:
-    """Return how often the kernel skipped a program because it ran on that CPU already.
+class ProgramInfo(NamedTuple):
+    """What the kernel counts of a program: of struct bpf_prog_info (include/uapi/linux/bpf.h)."""
 
-    `recursion_misses` of struct bpf_prog_info (Linux 5.12, 9ed9e9ba2337); 0 before.
-    """
+    runs: int
+    """While statistics were on."""
+    recursion_misses: int
+    """Runs that were skipped because it ran on that CPU already (Linux 5.12, 9ed9e9ba2337); 0 before."""
+
+
+def program_info(program: int) -> ProgramInfo:
+    """Return the kernel's counts of a program; 0 where it has none."""
     info = bytearray(224)
     try:
         _object_info(program, info)
     except OSError:
-        return 0
-    return int.from_bytes(info[208:216], "little")
+        return ProgramInfo(0, 0)
+    return ProgramInfo(*(int.from_bytes(info[at : at + 8], "little") for at in (200, 208)))
+
+
+def enable_statistics() -> int:
+    """Let the kernel count the runs of all BPF programs, until the file descriptor that is returned is closed.
+
+    BPF_ENABLE_STATS (Linux 5.8, d46edd671a14); what kernel.bpf_stats_enabled says stays as it is.
+
+    Raises:
+        OSError: no permission.
+    """
+    return _bpf(_ENABLE_STATS, bytearray(4))  # type BPF_STATS_RUN_TIME is 0
 
 
 @dataclass(frozen=True)

@@ -55,6 +55,10 @@ class Plan:
     programs: dict[str, list[Planned]] = field(default_factory=dict)
     """By probe name."""
     source: str = ""
+    numbers: dict[str, int] = field(default_factory=dict)
+    """By program, its place in the map `costs`; of a QEMU probe that for the first binary, and so on."""
+    qemu_programs: int = 0
+    """How far apart a QEMU probe's places for two binaries are."""
 
 
 def _c_call(call: Call, argument: list[str], result: str) -> str:
@@ -62,8 +66,11 @@ def _c_call(call: Call, argument: list[str], result: str) -> str:
     return f"{call.function}({', '.join([*words, *map(str, call.constants)])})"
 
 
-def _wrapper(symbol: str, call: Call, *, method: str, arguments: int, machine: str) -> str:
-    """Write the program that takes the arguments out of its context and calls the probe's function."""
+def _wrapper(symbol: str, call: Call, *, method: str, arguments: int, machine: str, number: str) -> str:
+    """Write the program that takes the arguments out of its context and calls the probe's function.
+
+    `number` is its place in the map `costs`, in C.
+    """
     if method in ("kprobe", "kretprobe", "uprobe"):
         registers, result = _REGISTERS[machine]
         words = [f"ctx[{index}]" for index in registers]
@@ -71,7 +78,10 @@ def _wrapper(symbol: str, call: Call, *, method: str, arguments: int, machine: s
     else:
         words = [f"ctx[{index}]" for index in range(max(arguments, 6))]
         value = f"ctx[{arguments}]"
-    return f"int {symbol}(unsigned long long *ctx) {{ return {_c_call(call, words, value)}; }}\n"
+    return (
+        f"int {symbol}(unsigned long long *ctx) {{ unsigned long long began = run_begin(); "
+        f"run_end(began, {_c_call(call, words, value)}, {number}); return 0; }}\n"
+    )
 
 
 def _offset_lines(btf: Btf) -> tuple[list[str], dict[str, int | None]]:
@@ -105,6 +115,10 @@ class Planner:
         for spec in CATALOGUE:
             if not self._needless(spec):
                 self._plan_probe(plan, spec)
+        kernel_symbols = [p.symbol for programs in plan.programs.values() for p in programs]
+        qemu_symbols = [f"q_{spec.name}" for spec in qemu_specs(bar)]
+        plan.numbers = {symbol: number for number, symbol in enumerate([*kernel_symbols, *qemu_symbols])}
+        plan.qemu_programs = len(qemu_symbols)
         plan.source = self._source(plan, bar, ring_bytes)
         return plan
 
@@ -184,18 +198,34 @@ class Planner:
             *self._offset_lines,
             *(f"#define FN_{name} 0x{self._symbols[name].address:x}ull" for name in sorted(self._visible())),
             f"#define RING_PAGES {ring_bytes // PAGE}",
+            f"#define PROGRAMS {len(plan.numbers)}",
+            f"#define QEMU_PROGRAMS {plan.qemu_programs}",
             f"#define HANDLER_GETS_IRQ_CTX {int(self._offsets['vfio_pci_irq_ctx_vdev'] is not None)}",
             f"#define COUNT_BAR_ACCESS {int(bar == 'count')}",
             c_header(),
         ]
         body = (resources.files("intxtrace") / "bpf" / "intxtrace.c").read_text()
         tail = [
-            _wrapper(p.symbol, p.hook.call, method=p.method, arguments=p.arguments, machine=machine)
+            _wrapper(
+                p.symbol,
+                p.hook.call,
+                method=p.method,
+                arguments=p.arguments,
+                machine=machine,
+                number=str(plan.numbers[p.symbol]),
+            )
             for programs in plan.programs.values()
             for p in programs
         ]
         tail += [
-            _wrapper(f"q_{spec.name}", spec.call, method="uprobe", arguments=6, machine=machine)
+            _wrapper(
+                f"q_{spec.name}",
+                spec.call,
+                method="uprobe",
+                arguments=6,
+                machine=machine,
+                number=f"{plan.numbers[f'q_{spec.name}']} + QEMU_PROGRAMS * this_slot()",
+            )
             for spec in qemu_specs(bar)
         ]
         return "\n".join([*head, body, *tail])

@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from intxtrace.capture import kernel, remedies
+from intxtrace.capture import attach, kernel, remedies
+from intxtrace.capture.attach import Attached
 from intxtrace.capture.bcc_import import import_bcc
 from intxtrace.capture.btf import Btf
 from intxtrace.capture.catalogue import CATALOGUE, QemuSpec
+from intxtrace.capture.overhead import RETURN_0, Calibration, setitimer
 from intxtrace.capture.plan import DEFAULT_RING_BYTES, Plan, Planned, Planner, qemu_specs, wanted_symbols
 from intxtrace.capture.qemu_functions import QemuBinary, QemuFunction
 from intxtrace.errors import IntxtraceError
@@ -25,26 +27,20 @@ from intxtrace.trace.tables import Probe
 # bcc runs all of LLVM's passes over what clang makes: clang's own would do the same work before it.
 _CFLAGS = ["-w", "-g0", "-Xclang", "-disable-llvm-passes"]
 
-_RETURN_0 = bytes([0xB7, 0, 0, 0, 0, 0, 0, 0, 0x95, 0, 0, 0, 0, 0, 0, 0])
-"""A BPF program: r0 = 0; exit."""
-
 _SLOT_MARK = 0x1BADCAFE
 _MOV_IMMEDIATE = 0xB7  # BPF_ALU64 | BPF_MOV | BPF_K
 _LD_IMMEDIATE_64 = 0x18
 
 
 @dataclass
-class _Attached:
-    """What a probe holds in the kernel."""
+class _Program:
+    """An attached program of a probe."""
 
-    program: int
-    """File descriptor."""
+    held: Attached
     kind: int
     """The event kind that a missed run of it would have made."""
-    link: int = -1
-    """File descriptor, or -1."""
-    kprobe: str = ""
-    """Name of the perf event of a kprobe."""
+    number: int
+    """Its place in the map `costs`."""
     missed: int = 0
     """Runs that the kernel skipped, up to the last look."""
 
@@ -125,16 +121,17 @@ class Probes:
             IntxtraceError: the host cannot be traced; says what to install or load.
         """
         self._bar = bar
-        self._attached: dict[int, list[_Attached]] = {}
+        self._attached: dict[int, list[_Program]] = {}
         self._slots: dict[str, int] = {}
         self._missed: list[tuple[int, int]] = []
         self._bcc = import_bcc()
         btf = Btf()
+        self.calibration = Calibration(btf.function(setitimer()))
         try:
             symbols = kernel.kernel_symbols(wanted_symbols())
             demoted = frozenset() if _takes_fentry(btf) else frozenset(spec.name for spec in CATALOGUE)
             while True:
-                plan = Planner(btf, symbols, demoted).plan(bar, ring_bytes)
+                self._plan = plan = Planner(btf, symbols, demoted).plan(bar, ring_bytes)
                 self.bpf = compile_source(plan.source)
                 self.table = plan.probes
                 failed = self._attach_kernel(plan, btf)
@@ -212,41 +209,17 @@ class Probes:
         return ct.string_at(start, size)
 
     def _attach_one(self, row: Probe, planned: Planned, fds: dict[str, int]) -> None:
-        code = self._code(planned.symbol)
-        kind = int(Kind[row.kinds[0]])
+        code, name, target = self._code(planned.symbol), planned.symbol, planned.hook.target
         if planned.method in ("fentry", "fexit"):
-            program = kernel.load_program(
-                code,
-                planned.symbol,
-                kernel.PROG_TRACING,
-                kernel.ATTACH_FENTRY if planned.method == "fentry" else kernel.ATTACH_FEXIT,
-                planned.btf_id,
-                fds.get(planned.module, 0),
-            )
+            held = attach.to_function(code, name, target, planned.method, planned.btf_id, fds.get(planned.module, 0))
         elif planned.method == "raw_tracepoint":
-            program = kernel.load_program(code, planned.symbol, kernel.PROG_RAW_TRACEPOINT)
+            held = attach.to_tracepoint(code, name, target)
         else:
-            program = kernel.load_program(code, planned.symbol, kernel.PROG_KPROBE)
-        held = _Attached(program, kind)
-        self._attached.setdefault(row.id, []).append(held)
-        if planned.method in ("fentry", "fexit"):
-            held.link = kernel.open_raw_tracepoint(program)
-        elif planned.method == "raw_tracepoint":
-            held.link = kernel.open_raw_tracepoint(program, planned.hook.target)
-        else:
-            held.link = self._attach_kprobe(program, planned, held)
+            held = attach.to_kprobe(code, name, target, planned.method, planned.module)
+        self._keep(row, held, self._plan.numbers[name])
 
-    def _attach_kprobe(self, program: int, planned: Planned, held: _Attached) -> int:
-        name = f"intxtrace_{planned.symbol}_{os.getpid()}"
-        exit_probe = int(planned.method == "kretprobe")
-        # Some Ubuntu kernels call a module's symbol ambiguous unless its module is named with it.
-        for target in (planned.hook.target, f"{planned.module}:{planned.hook.target}"):
-            fd = int(self._bcc.lib.bpf_attach_kprobe(program, exit_probe, name.encode(), target.encode(), 0, 0))
-            if fd >= 0:
-                held.kprobe = name
-                return fd
-        code = ct.get_errno()
-        raise OSError(code, os.strerror(code) if code else "cannot be attached")
+    def _keep(self, row: Probe, held: Attached, number: int) -> None:
+        self._attached.setdefault(row.id, []).append(_Program(held, int(Kind[row.kinds[0]]), number))
 
     def attach_qemu(self, binary: QemuBinary) -> list[Probe]:
         """Attach the QEMU probes to one more binary; return its rows, which are also in `table`."""
@@ -280,47 +253,49 @@ class Probes:
 
     def _attach_uprobe(self, row: Probe, spec: QemuSpec, function: QemuFunction, binary: QemuBinary, slot: int) -> None:
         code = _patch_slot(self._code(f"q_{spec.name}"), slot)
-        program = kernel.load_program(code, f"q_{spec.name}", kernel.PROG_KPROBE)
-        held = _Attached(program, int(Kind[row.kinds[0]]))
-        self._attached.setdefault(row.id, []).append(held)
-        name = f"intxtrace_q_{spec.name}_{slot}_{os.getpid()}"
-        link = int(
-            self._bcc.lib.bpf_attach_uprobe(program, 0, name.encode(), os.fsencode(binary.path), function.offset, -1, 0)
-        )
-        if link < 0:
-            code_number = ct.get_errno()
-            raise OSError(code_number, os.strerror(code_number) if code_number else "cannot be attached")
-        held.link = link
-        held.kprobe = name
+        held = attach.to_uprobe(code, f"q_{spec.name}_{slot}", binary.path, function.offset)
+        self._keep(row, held, self._plan.numbers[f"q_{spec.name}"] + self._plan.qemu_programs * slot)
 
     def misses(self) -> list[tuple[int, int]]:
         """Return (kind, count) of the runs that the kernel skipped since the last call."""
-        for held in (held for attached in self._attached.values() for held in attached):
-            total = kernel.recursion_misses(held.program)
-            if total > held.missed:
-                self._missed.append((held.kind, total - held.missed))
-                held.missed = total
+        for one in (one for programs in self._attached.values() for one in programs):
+            total = kernel.program_info(one.held.program).recursion_misses
+            if total > one.missed:
+                self._missed.append((one.kind, total - one.missed))
+                one.missed = total
         found, self._missed = self._missed, []
         return found
 
     def _detach_row(self, row: int) -> None:
-        for held in self._attached.pop(row, ()):
-            if held.link >= 0:
-                if held.kprobe:
-                    self._bcc.lib.bpf_close_perf_event_fd(held.link)
-                else:
-                    os.close(held.link)
-            if held.kprobe:
-                self._remove_event(held.kprobe)
-            os.close(held.program)
+        for one in self._attached.pop(row, ()):
+            one.held.detach()
 
-    def _remove_event(self, name: str) -> None:
-        """Remove the named event that bcc makes in tracefs where perf_event_open refuses a probe."""
-        lib = self._bcc.lib
-        for file, remove in (("kprobe_events", lib.bpf_detach_kprobe), ("uprobe_events", lib.bpf_detach_uprobe)):
-            with contextlib.suppress(OSError):
-                if name in (Path("/sys/kernel/tracing") / file).read_text():
-                    remove(name.encode())
+    def programs(self, row: int) -> list[Attached]:
+        """Return the programs of a probe that are attached now."""
+        return [one.held for one in self._attached.get(row, ())]
+
+    def calibrate(self) -> None:
+        """Measure what being watched costs on this host, by each method that the attached probes use."""
+        for row in self.table:
+            if row.attach_ns is None:
+                row.attach_ns = self.calibration.cost(self.programs(row.id))
+
+    def time_runs(self, on: bool) -> None:
+        """Let the programs time their own runs, or no longer."""
+        self.bpf[b"timing"][ct.c_int(0)] = ct.c_uint32(on)
+
+    def timed(self, row: int) -> list[tuple[int, list[int]]]:
+        """Return of each program of a probe how many of its runs were timed, and the ns of the latest on each CPU.
+
+        Only runs that concerned somebody traced are, and none in a QEMU binary after the first few.
+        """
+        found = []
+        costs = self.bpf[b"costs"]
+        for one in self._attached.get(row, ()):
+            by_cpu = costs[ct.c_int(one.number)] if one.number < len(costs) else ()
+            samples = [ns for cost in by_cpu for ns in cost.ns[: cost.runs]]
+            found.append((sum(cost.runs for cost in by_cpu), samples))
+        return found
 
     def stop(self) -> None:
         """Detach every probe; the maps and the count of missed runs stay readable."""
@@ -331,6 +306,7 @@ class Probes:
     def close(self) -> None:
         """Detach every probe and free the maps."""
         self.stop()
+        self.calibration.close()
         self._slots.clear()
         self.bpf.cleanup()
 
@@ -350,7 +326,7 @@ def _takes_fentry(btf: Btf) -> bool:
     if function is None:
         return False
     try:
-        os.close(kernel.load_program(_RETURN_0, "try", kernel.PROG_TRACING, kernel.ATTACH_FENTRY, function.id))
+        os.close(kernel.load_program(RETURN_0, "try", kernel.PROG_TRACING, kernel.ATTACH_FENTRY, function.id))
     except OSError:
         return False
     return True

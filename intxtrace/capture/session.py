@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from intxtrace.capture import host
 from intxtrace.capture.loss import LossCounter
+from intxtrace.capture.overhead import RunTimes
 from intxtrace.capture.plan import DEFAULT_RING_BYTES
 from intxtrace.capture.program import Probes
 from intxtrace.capture.qemu_functions import find_functions
@@ -142,6 +143,9 @@ class Session:
                 self._meet(one.pid, one)
             for path in host.installed_qemu():
                 self._attach_binary(path)
+            self._probes.calibrate()
+            self.run_times = RunTimes(self._probes)
+            """What the probes' programs cost: measured while `take` is called, at the beginning."""
         except BaseException:
             self._probes.close()
             raise
@@ -174,8 +178,14 @@ class Session:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.run_times.finish()
         self._drain.close()
         self._probes.close()
+
+    @property
+    def calibration_ns(self) -> int:
+        """How long it took to measure what being watched costs."""
+        return self._probes.calibration.spent_ns
 
     # ---- events of our own
 
@@ -200,6 +210,7 @@ class Session:
             self.tables.probes.append(Probe(len(self.tables.probes), name="qemu", target=str(path), reason=str(error)))
             return
         self._note_attached(self._probes.attach_qemu(binary))
+        self._probes.calibrate()
         self._binaries[identity] = (binary.version or "", binary.build_id or "")
 
     def _meet(self, pid: int, one: host.Process | None = None) -> int | None:
@@ -326,6 +337,7 @@ class Session:
         kinds = events["kind"]
         in_call = events["flags"] & np.uint32(_SIGNAL_FLAGS)
         self.counts.interrupts += int(np.count_nonzero((kinds == Kind.EVENTFD_SIGNAL) & (in_call != 0)))
+        self.run_times.watch(events, self.counts.interrupts)
         return events
 
     @property
@@ -341,6 +353,7 @@ class Session:
 
     def stop(self) -> Events:
         """Detach the probes and return the rest of the events."""
+        self.run_times.finish()
         self._probes.stop()
         return self.take(last=True)
 

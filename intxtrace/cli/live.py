@@ -17,7 +17,7 @@ from intxtrace.cli.filters import Choice, with_filters
 from intxtrace.errors import IntxtraceError
 
 if TYPE_CHECKING:
-    from intxtrace.analysis.live import LiveView
+    from intxtrace.analysis.live_results import LiveView
     from intxtrace.capture.recording import Stop
     from intxtrace.cli.filters import Filters
     from intxtrace.live import Host, Replay, Source, Watch

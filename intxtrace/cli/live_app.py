@@ -26,7 +26,7 @@ from intxtrace.render import live as render
 from intxtrace.units import plural, printable
 
 if TYPE_CHECKING:
-    from intxtrace.analysis.live import Key, LiveDevice, LiveView
+    from intxtrace.analysis.live_results import Key, LiveDevice, LiveView
 
 INTERRUPTED = 130
 _LOOK_SECONDS = 0.1

@@ -210,11 +210,14 @@ assert {spec.name for spec in QEMU_CATALOGUE} >= set(QEMU_EVENTS.values())
 _REGION_NR = 0x30
 """VFIORegion.nr, QEMU 4.0 to 11.1, as in bpf/intxtrace.c."""
 
+_REGION_MEM = 0x10
+"""VFIORegion.mem: NULL where the device has no such BAR, and nothing is done."""
+
 _OWN: dict[str, tuple[Arg, ...]] = {
     # vfio_region_read(region, addr, size), vfio_region_write(region, addr, data, size), as in the catalogue.
     "qemu_region_read": (Arg("addr", 1), Arg("size", 2, "u32"), Arg("nr", 0, "u8", at=_REGION_NR)),
     "qemu_region_write": (Arg("addr", 1), Arg("size", 3, "u32"), Arg("nr", 0, "u8", at=_REGION_NR), Arg("data", 2)),
-    "qemu_mmaps": (Arg("en", 1, "u8"), Arg("nr", 0, "u8", at=_REGION_NR)),
+    "qemu_mmaps": (Arg("en", 1, "u8"), Arg("nr", 0, "u8", at=_REGION_NR), Arg("mem", 0, "x64", at=_REGION_MEM)),
     "qemu_resample_notify": (Arg("gsi", 0, "s32"),),
 }
 
@@ -229,6 +232,13 @@ class QemuProbe:
     """Offsets to follow from argument 0 to the device's name; empty: the function has no device."""
     args: tuple[Arg, ...]
 
+    @property
+    def condition(self) -> Arg | None:
+        """An argument that must not be 0, or the call does nothing."""
+        if self.function.filter_offset is not None:
+            return Arg("pending", 0, "u8", at=self.function.filter_offset)
+        return next((arg for arg in self.args if arg.name == "mem"), None)
+
     def for_ftrace(self) -> str:
         """Write its arguments as uprobe_events take them (Documentation/trace/uprobetracer.rst)."""
         words = []
@@ -237,10 +247,8 @@ class QemuProbe:
             for offset in self.name_path:
                 place = f"{offset:+d}({place})"
             words.append(f"name=+0({place}):string")
-        words += [arg.for_ftrace({}) for arg in self.args]
-        if self.function.filter_offset is not None:
-            words.append(f"pending={self.function.filter_offset:+d}(%di):u8")
-        return " ".join(words)
+        arguments = dict.fromkeys([*self.args, *([self.condition] if self.condition else [])])
+        return " ".join([*words, *(arg.for_ftrace({}) for arg in arguments)])
 
     def name_for_bpftrace(self) -> str:
         """Write the device's name as an expression of bpftrace's language, or nothing."""

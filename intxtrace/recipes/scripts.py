@@ -174,8 +174,8 @@ def _definitions(host: Host, group: str, *, exits: bool) -> list[str]:
             lines.append(
                 f"  uprobe {number} {probe.event} {probe.function.offset:#x} {shlex.quote(probe.for_ftrace())}"
             )
-            if probe.function.filter_offset is not None:
-                lines.append(f"  filter[{group}qemu{number}/{probe.event}]='pending != 0'")
+            if probe.condition:
+                lines.append(f"  filter[{group}qemu{number}/{probe.event}]='{probe.condition.name} != 0'")
         lines += ["  :", "fi"]
     lines += [
         '[ ${#lacking[@]} = 0 ] || echo "$0: not on this kernel: ${lacking[*]}" >&2',
@@ -435,8 +435,7 @@ def _bpf_qemu(number: int, qemu: Qemu) -> list[str]:
     for probe in probes:
         if probe.event in missing:
             continue
-        pending = probe.function.filter_offset
-        predicate = "" if pending is None else f"/*(uint8 *)(arg0 {pending:+d}) != 0/ "
+        predicate = f"/{probe.condition.for_bpftrace({})} != 0/ " if probe.condition else ""
         printed = _bpf_print(probe.event, _bpf_words(probe.args, {}), probe.name_for_bpftrace())
         text = f"uprobe:@WORK@/qemu{number}:{probe.function.address:#x} {predicate}{{ {printed} }}"
         lines.append(f"  program+={shlex.quote(text)}$'\\n'")

@@ -8,7 +8,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from intxtrace.units import UNKNOWN, count, plural, printable
+from intxtrace.render.words import probe_cost
+from intxtrace.units import UNKNOWN, count, duration, plural, printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -44,7 +45,11 @@ def print_diagnosis(found: Diagnosis, console: Console) -> None:
             how = " ".join(filter(None, (probe.method, probe.target)))
             by = f" (found by {probe.resolved})" if probe.resolved and probe.state != "missing" else ""
             reason = f": {probe.reason}" if probe.reason else ""
-            _print_row(probe.state, f"{probe.name}: {how}{by}{reason}" if how else f"{probe.name}{reason}", "", console)
+            cost = probe_cost(probe.attach_ns, probe.run_ns, probe.runs)
+            known = f"{how}{by}{f', {cost}' if cost else ''}"
+            _print_row(probe.state, f"{probe.name}: {known}{reason}" if how else f"{probe.name}{reason}", "", console)
+        if found.calibration_ns is not None:
+            console.print(Text(f"  what being watched costs was measured in {duration(found.calibration_ns)}"))
     for binary in found.binaries:
         console.print()
         _print_binary(binary, console)

@@ -17,7 +17,16 @@ from markupsafe import Markup
 
 from intxtrace import units
 from intxtrace.analysis.results import MEASURES, STAGE_MEASURES
-from intxtrace.render.words import DEFINITIONS, LEVELS, OUTCOMES, REASONS, STAGES, wall_clock
+from intxtrace.render.words import (
+    DEFINITIONS,
+    LEVELS,
+    OUTCOMES,
+    REASONS,
+    STAGES,
+    path_overhead,
+    probe_cost,
+    wall_clock,
+)
 
 if TYPE_CHECKING:
     from intxtrace.analysis.results import Counts, DeviceSummary, Interrupt, LogBins, PathLatency, Span, Summary
@@ -49,8 +58,9 @@ def write_report(found: Summary) -> str:
         "rate": units.rate,
         "clean": units.printable,
         "wall_clock": wall_clock,
+        "path_overhead": path_overhead,
     }
-    environment.globals |= {"share": units.share, "plural": units.plural}
+    environment.globals |= {"share": units.share, "plural": units.plural, "probe_cost": probe_cost}
     return environment.from_string(_asset("template.html.j2")).render(
         found=found,
         detailed=detailed,

@@ -16,7 +16,7 @@ from intxtrace.units import UNKNOWN, count, duration, plural, printable, rate, s
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from intxtrace.analysis.live import Detail, LiveDevice, LivePath, LiveView
+    from intxtrace.analysis.live_results import Detail, LiveDevice, LivePath, LiveView
     from intxtrace.analysis.results import LogBins
 
 FLOODS = "R resignals, U unclaimed handler calls, E re-entries, B bursts"

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 from intxtrace.analysis.inventory import Info
-from intxtrace.analysis.live import LiveView
+from intxtrace.analysis.live_results import LiveView
 from intxtrace.analysis.results import Interrupt, Summary
 from intxtrace.host_results import Devices, Diagnosis
 from intxtrace.render.json import VERSION

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from intxtrace.analysis.results import MEASURES, STAGE_MEASURES
-from intxtrace.render.words import LEVELS, OUTCOMES, STAGES, wall_clock
+from intxtrace.render.words import LEVELS, OUTCOMES, STAGES, path_overhead, probe_cost, wall_clock
 from intxtrace.units import UNKNOWN, count, duration, plural, printable, rate, share, short_count
 
 if TYPE_CHECKING:
@@ -54,6 +54,8 @@ def print_summary(found: Summary, console: Console) -> None:
     console.print()
     print_findings(found.findings, found.recording.begin_at, console)
     _print_quality(found.quality, console)
+    if found.overhead:
+        console.print(Text(f"the probes' own share of masked time: {', '.join(map(path_overhead, found.overhead))}"))
     for each in found.missing:
         console.print(Text(f"not recorded: {each.what}; it takes {each.how}", style="yellow"))
 
@@ -296,6 +298,8 @@ def print_info(info: Info, console: Console) -> None:
             how = f"{probe['method']} {probe['target']}".strip()
             if probe["resolved"]:
                 how += f" (found by {probe['resolved']})"
+            if cost := probe_cost(probe["attach_ns"], probe["run_ns"], probe["runs"]):
+                how += f", {cost}"
             if probe["reason"]:
                 how = f"{how}: {probe['reason']}" if how else probe["reason"]
             table.add_row(

@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from intxtrace.units import duration, plural
+
+if TYPE_CHECKING:
+    from intxtrace.analysis.results import PathOverhead
 
 STAGES = {
     "masked_ns": "masked time",
@@ -67,6 +73,27 @@ DEFINITIONS = (
         "p99.99 is left out below 10,000 interrupts. Only complete interrupts are in it.",
     ),
 )
+
+
+def probe_cost(attach_ns: int | None, run_ns: int | None, runs: int | None) -> str:
+    """Say what a probe costs a call of what it watches: being watched, and its programs. Empty: not measured."""
+    if attach_ns is None and run_ns is None:
+        return ""
+    watched = "an unknown time" if attach_ns is None else duration(attach_ns)
+    if run_ns is None:
+        return f"costs a call {watched} and its run time"
+    return f"costs a call {watched} + {duration(run_ns)} (median, {plural(runs or 0, 'run')})"
+
+
+def path_overhead(found: PathOverhead) -> str:
+    """Say what the probes cost an interrupt of a path."""
+    if found.probes_ns is None:
+        return f"{found.path} not measured"
+    text = f"{found.path} about {duration(found.probes_ns)}"
+    if found.masked_ns is None or found.share is None:
+        return text
+    percent = "under 1" if found.share < 0.01 else f"{100 * found.share:,.0f}"
+    return f"{text} of {duration(found.masked_ns)} ({percent} %)"
 
 
 def wall_clock(ns: int | None) -> str:

@@ -50,6 +50,14 @@ class Probe(Row):
     """Where it is missing or a fallback: why."""
     optional: bool = False
     """Kernels without what it watches are normal."""
+    attach_ns: int | None = None
+    """What being watched costs a call of its target (entry and return, where it watches both), without the programs'
+    own time: measured on the host with a program that does nothing. Null: not measured."""
+    run_ns: int | None = None
+    """Median time of its programs for one call that concerns somebody who is traced, measured at the beginning of the
+    recording. Null: not measured, or there was none."""
+    runs: int | None = None
+    """Of so many calls. Null: not measured."""
 
     @property
     def standing(self) -> str:

@@ -63,6 +63,12 @@ def compare(recording: Path, truth: Truth) -> list[Row]:
         Row("delivered", len(closed), int(closed["injected_at"].notna().sum())),
         Row("events lost", 0, _count(windows, "lost")),
         Row("QEMU's vfio_intx_eoi lines", log["vfio_intx_eoi"], kinds[Kind.QEMU_EOI]),
+        *(
+            # The stored recordings' truth lacks it.
+            Row(f"QEMU's {name} lines", log[name], kinds[Kind.QEMU_MMAPS])
+            for name in ("vfio_region_mmaps_set_enabled",)
+            if name in log
+        ),
         Row("QEMU's kvm_resample_fd_notify lines", log["kvm_resample_fd_notify"], kinds[Kind.QEMU_RESAMPLE_NOTIFY]),
         Row(
             "resignals: unmasks that returned 1",

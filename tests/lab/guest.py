@@ -155,6 +155,7 @@ QEMU_EVENTS = (
     "vfio_intx_enable_kvm",
     "vfio_intx_disable_kvm",
     "vfio_intx_update",
+    "vfio_region_mmaps_set_enabled",
     "kvm_resample_fd_notify",
 )
 
@@ -371,7 +372,8 @@ def _argv(guest: str, bdfs: list[str], qemu: Sequence[str], options: Sequence[st
         "-kernel", "vmlinuz", "-initrd", "initramfs",
         "-append", GUEST_COMMAND_LINE + setup.kernel_options,
         *(word for device in devices for word in ("-device", device)), "-serial", "stdio",
-        "-trace", "vfio_*intx*", "-trace", "kvm_resample_fd_notify", "-msg", "timestamp=on",
+        "-trace", "vfio_*intx*", "-trace", "vfio_region_mmaps_set_enabled", "-trace", "kvm_resample_fd_notify",
+        "-msg", "timestamp=on",
         "-D", "qemu.log", *options,
     ]  # fmt: skip
 
@@ -522,7 +524,7 @@ def read_qemu_log(text: str, bdf: str = "") -> tuple[dict[str, int], list[str]]:
     """
     text = "\n".join(line for line in text.splitlines() if not bdf or f"({bdf})" in line)
     events = dict.fromkeys(QEMU_EVENTS, 0)
-    for event in re.findall(r"\b(vfio_(?:pci_)?intx_\w+|kvm_resample_fd_notify) ", text):
+    for event in re.findall(r"\b(vfio_(?:pci_)?intx_\w+|vfio_region_mmaps_set_enabled|kvm_resample_fd_notify) ", text):
         event = event.replace("vfio_pci_intx_", "vfio_intx_")
         events[event] = events.get(event, 0) + 1
     return events, re.findall(r"IRQ moved (-?\d+ -> -?\d+)", text)

@@ -18,14 +18,18 @@ from intxtrace.events import Kind
 _PROGRAM = """
 BPF_ARRAY(producer, u32, 1);
 BPF_ARRAY(emitted, u64, 1);
-int getppid_probe(unsigned long long *ctx) {
+static __always_inline int on_getppid(unsigned long long *ctx) {
   int zero = 0;
   u32 *tgid = producer.lookup(&zero);
   u64 *n = emitted.lookup(&zero);
   if (ctx[1] != GETPPID || !tgid || !n || bpf_get_current_pid_tgid() >> 32 != *tgid)
     return 0;
   struct fields v = {.device = 1, .link = 2, .link2 = 3, .vm = 4, .arg0 = ++*n, .arg1 = 6, .value = -7, .aux = 8};
-  emit(KIND_HANDLER_ENTRY, FLAG_IN_UNMASK, &v);
+  return emit(KIND_HANDLER_ENTRY, FLAG_IN_UNMASK, &v);
+}
+int getppid_probe(unsigned long long *ctx) {
+  unsigned long long began = run_begin();
+  run_end(began, on_getppid(ctx), 0);
   return 0;
 }
 """

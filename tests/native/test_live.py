@@ -9,7 +9,8 @@ from typing import cast
 import pytest
 
 import intxtrace
-from intxtrace.analysis.live import LiveModel, LiveView
+from intxtrace.analysis.live import LiveModel
+from intxtrace.analysis.live_results import LiveView
 from intxtrace.capture.ring import Drain, Events, MappedRing
 from intxtrace.capture.session import Session
 from intxtrace.live import Host, Watch

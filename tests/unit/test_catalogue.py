@@ -175,6 +175,16 @@ def test_the_binarys_number_is_patched_into_both_forms_of_the_instruction() -> N
     assert _patch_slot(other, 7) == other
 
 
+def test_each_program_has_a_place_of_its_own_for_its_run_time() -> None:
+    plan = planner(FakeBtf(FUNCTIONS), EVERYTHING).plan("count", 1 << 20)
+    programs = [planned.symbol for each in plan.programs.values() for planned in each]
+    qemu = [f"q_{spec.name}" for spec in qemu_specs("count")]
+    assert list(plan.numbers) == [*programs, *qemu]
+    assert sorted(plan.numbers.values()) == list(range(len(programs) + len(qemu)))
+    assert [plan.numbers[symbol] - len(programs) for symbol in qemu] == list(range(plan.qemu_programs))
+    assert plan.source.count("began = run_begin();") == len(programs) + len(qemu)
+
+
 def test_the_return_value_is_only_asked_for_where_there_is_one() -> None:
     for spec in CATALOGUE:
         for hook in spec.hooks:

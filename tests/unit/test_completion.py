@@ -69,7 +69,7 @@ def variables(folder: Path) -> dict[str, str]:
 
 @pytest.mark.parametrize("shell", SHELLS)
 def test_tab(shell: str, folder: Path) -> None:
-    begin = "autoload -Uz compinit; compinit -D; " if shell == "zsh" else ""
+    begin = "autoload -Uz compinit; compinit -u -D; " if shell == "zsh" else ""
     with Terminal(*SHELLS[shell], program=shell, folder=folder, columns=200, variables=variables(folder)) as terminal:
         # A mark is typed in two parts, so that it is not seen before it is run.
         terminal.press(f"PS1='> ' PS2=; {begin}eval \"$(intxtrace completion {shell})\"; echo 'rea''dy' >&2\r".encode())

@@ -249,13 +249,44 @@ def test_an_unknown_distribution_has_all_remedies(tmp_path: Path) -> None:
 
 TABLES = Tables(
     probes=[
-        Probe(0, "vfio_intx_handler", ["HANDLER_ENTRY"], "attached", "fentry", "vfio_pci_core:vfio_intx_handler"),
+        Probe(
+            0,
+            "vfio_intx_handler",
+            ["HANDLER_ENTRY"],
+            "attached",
+            "fentry",
+            "vfio_pci_core:vfio_intx_handler",
+            attach_ns=57,
+        ),
         Probe(1, "irqfd_wakeup", ["IRQFD_WAKEUP"], "fallback", "raw_tracepoint", "workqueue_queue_work"),
         Probe(2, "enable_irq", ["ENABLE_IRQ"], "missing", reason="inlined"),
     ],
     vms=[Vm(0, pid=7, name="guest")],
 )
 """Of a host where everything works."""
+
+
+class FakeRunTimes:
+    """Programs that ran in the moment that they were attached."""
+
+    def __init__(self, row: Probe) -> None:
+        self._row = row
+
+    def begin(self) -> None:
+        self._row.runs = 0
+
+    def finish(self) -> None:
+        self._row.runs, self._row.run_ns = 12, 340
+
+
+class MeasuredSession(FakeSession):
+    """One whose probes' cost was measured."""
+
+    calibration_ns = 46_000_000
+
+    def __init__(self) -> None:
+        super().__init__(tables=TABLES)
+        self.run_times = FakeRunTimes(TABLES.probes[0])
 
 
 def statuses(capsys: pytest.CaptureFixture[str], *options: str) -> tuple[int, int, dict[str, Any], str]:
@@ -269,11 +300,13 @@ def statuses(capsys: pytest.CaptureFixture[str], *options: str) -> tuple[int, in
 
 def test_ready(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     for room in (session, doctor):
-        monkeypatch.setattr(room, "Session", lambda *_, **__: FakeSession(tables=TABLES))
+        monkeypatch.setattr(room, "Session", lambda *_, **__: MeasuredSession())
     doctors, records, found, said = statuses(capsys)
     assert (doctors, records, found["ready"], found["reason"]) == (0, 0, True, None)
     assert [probe["state"] for probe in found["probes"]] == ["attached", "fallback", "missing"]
-    assert found["tried"]
+    costs = [(probe["attach_ns"], probe["run_ns"], probe["runs"]) for probe in found["probes"]]
+    assert costs == [(57, 340, 12), (None, None, None), (None, None, None)]
+    assert (found["tried"], found["calibration_ns"]) == (True, 46_000_000)
     assert "not traced: enable_irq: inlined" in said
     assert "1 probes attached, 1 by a fallback, 1 missing; guest (pid 7); nothing was recorded" in said
 
@@ -344,6 +377,9 @@ def test_on_this_machine_doctor_says_what_record_does(capsys: pytest.CaptureFixt
     assert (found["reason"] is None) or said.endswith(f"{found['reason']}\n")
     attached = {probe["name"] for probe in found["probes"] if probe["state"] in ("attached", "fallback")}
     assert "kvm:kvm_eoi" in attached or found["reason"]
+    costly = {probe["name"] for probe in found["probes"] if probe["attach_ns"] is not None}
+    assert costly == attached
+    assert found["calibration_ns"] > 0
 
 
 def test_every_function_of_the_installed_qemu_has_its_offset() -> None:
@@ -381,9 +417,15 @@ def test_the_text_says_it_all() -> None:
         Binary("/usr/bin/q[bold]", (7, 8), "7.2.22", "d954", (function, blind), {"vfio_intx_enable": "inlined"}, None),
         Binary("/opt/bad", (), None, None, (), {}, "it is no ELF file"),
     )
-    probes = (ProbeRow("irqfd_wakeup", "fallback", "raw_tracepoint", "workqueue_queue_work", "kallsyms", "no kprobes"),)
+    fallback = ("irqfd_wakeup", "fallback", "raw_tracepoint", "workqueue_queue_work", "kallsyms", "no kprobes")
+    probes = (
+        ProbeRow(*fallback, attach_ns=68, run_ns=412, runs=1024),
+        ProbeRow("enable_irq", "attached", "fentry", "enable_irq", "btf", "", attach_ns=57, runs=0),
+    )
     checks = (Check("bcc", "missing", "bcc is not installed", "apt install python3-bpfcc"),)
-    found = Diagnosis(False, "bcc is not installed", "6.1.0", "x86_64", "Debian", checks, True, probes, (), binaries)
+    found = Diagnosis(
+        False, "bcc is not installed", "6.1.0", "x86_64", "Debian", checks, True, probes, (), binaries, 46_000_000
+    )
     screen = Console(width=80, file=io.StringIO(), force_terminal=False, color_system=None)
     print_diagnosis(found, screen)
     assert isinstance(screen.file, io.StringIO)
@@ -392,7 +434,10 @@ def test_the_text_says_it_all() -> None:
     text = " ".join(" ".join(lines).split())
     for wanted in (
         "missing bcc: bcc is not installed do: apt install python3-bpfcc",
-        "fallback irqfd_wakeup: raw_tracepoint workqueue_queue_work (found by kallsyms): no kprobes",
+        "fallback irqfd_wakeup: raw_tracepoint workqueue_queue_work (found by kallsyms), costs a call 68 ns + 412 ns "
+        "(median, 1,024 runs): no kprobes",
+        "attached enable_irq: fentry enable_irq (found by btf), costs a call 57 ns and its run time",
+        "what being watched costs was measured in 46.0 ms",
         "/usr/bin/q[bold] 7.2.22, run by 2 VMs",
         "ok vfio_intx_eoi: vfio_intx_eoi.part.0 at 0x7271b0, by trace-variable",
         "missing vfio_intx_update: vfio_intx_update at 0x10, by dynsym; its code does not prove its first argument",

@@ -11,7 +11,8 @@ import pytest
 
 import intxtrace
 from intxtrace.analysis import Analysis
-from intxtrace.analysis.live import LAST, LiveModel, LiveView
+from intxtrace.analysis.live import LAST, LiveModel
+from intxtrace.analysis.live_results import LiveView
 from intxtrace.cli.filters import Filters
 from intxtrace.events import RECORD, Kind
 from intxtrace.frames import PATHS

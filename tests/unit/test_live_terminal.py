@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shlex
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -48,6 +50,18 @@ def test_a_connection_that_breaks_ends_it_and_saves(tmp_path: Path) -> None:
     assert len(intxtrace.open_trace(saved).interrupts) == 45
 
 
+def test_a_connection_that_breaks_ends_what_a_shell_runs(tmp_path: Path) -> None:
+    """The kernel tells the shell alone: until that passes it on, drawing fails."""
+    saved = tmp_path / "seen.intx"
+    with Terminal("--norc", "--noprofile", "-i", program="bash") as terminal:
+        terminal.press(shlex.join([sys.executable, *COMMAND, "-o", str(saved)]).encode() + b"\r")
+        terminal.shows("the trace ended")
+        terminal.hang_up()
+        assert terminal.process.stdout is not None
+        assert json.load(terminal.process.stdout)["data"]["interrupts"] == 45  # read to its end: both have ended
+    assert len(intxtrace.open_trace(saved).interrupts) == 45
+
+
 def test_a_hang_up_on_a_terminal_that_stays_leaves_it_clean(tmp_path: Path) -> None:
     saved = tmp_path / "seen.intx"
     with Terminal(*COMMAND, "-o", str(saved)) as terminal:
@@ -75,14 +89,24 @@ with (
 
 
 @pytest.mark.parametrize("keep", [(), ("--keep", "1h")])
-def test_a_connection_that_breaks_loses_nothing_of_a_recording(keep: tuple[str, ...], tmp_path: Path) -> None:
+@pytest.mark.parametrize("shell", [False, True])
+def test_a_connection_that_breaks_loses_nothing_of_a_recording(
+    shell: bool, keep: tuple[str, ...], tmp_path: Path
+) -> None:
     path = tmp_path / "a.intx"
     words = ("-c", RECORD, "record", "--wait", "-o", str(path), *keep)
-    with Terminal(*words, folder=Path(__file__).parents[2]) as terminal:
-        terminal.shows("0 lost")  # the line that counts
+    begun = ("--norc", "--noprofile", "-i") if shell else words
+    folder = Path(__file__).parents[2]
+    with Terminal(*begun, program="bash" if shell else sys.executable, folder=folder) as terminal:
+        if shell:
+            terminal.press(shlex.join([sys.executable, *words]).replace("\n", "\x16\n").encode() + b"\r")
+        terminal.shows(" events  0 lost")  # the line that counts
         terminal.hang_up()
-        terminal.send(signal.SIGHUP)
-        assert terminal.process.wait(60) == 0
+        if not shell:
+            terminal.send(signal.SIGHUP)
+            assert terminal.process.wait(60) == 0
+        assert terminal.process.stdout is not None
+        assert terminal.process.stdout.read() == b""
     trace = intxtrace.open_trace(path)
     seen = trace.events
     seen = seen[seen["kind_name"] == "HANDLER_ENTRY"]
