@@ -435,7 +435,7 @@ def _bpf_qemu(number: int, qemu: Qemu) -> list[str]:
     for probe in probes:
         if probe.event in missing:
             continue
-        predicate = f"/{probe.condition.for_bpftrace({})} != 0/ " if probe.condition else ""
+        predicate = f"/({probe.condition.for_bpftrace({})}) != 0/ " if probe.condition else ""
         printed = _bpf_print(probe.event, _bpf_words(probe.args, {}), probe.name_for_bpftrace())
         text = f"uprobe:@WORK@/qemu{number}:{probe.function.address:#x} {predicate}{{ {printed} }}"
         lines.append(f"  program+={shlex.quote(text)}$'\\n'")

@@ -144,7 +144,7 @@ def test_an_eoi_that_runs_on_every_access_is_filtered() -> None:
     qemu = Qemu(replace(binary, functions={**binary.functions, "vfio_intx_eoi": every}), "0" * 64, True)
     host = Host((qemu,), MEASURED, None)
     assert "pending=+296(%di):u8'\n  filter[intxqemu0/qemu_eoi]='pending != 0'\n" in RECIPES["tracefs"](host)
-    assert "/*(uint8 *)(arg0 +296) != 0/ { printf(" in RECIPES["bpftrace"](host)
+    assert "/(*(uint8 *)(arg0 +296)) != 0/ { printf(" in RECIPES["bpftrace"](host)
 
 
 def test_a_qemu_without_a_log_is_told() -> None:
@@ -426,6 +426,22 @@ def test_bpftrace_gets_one_program(host: FakeHost, spaced: Path) -> None:
         # What is printed is one JSON object a line, whatever the numbers.
         assert re.fullmatch(r'\{\\"comm\\":\\"%s\\",(\\"name\\":\\"%s\\",)?\\"ts\\":%llu,.*\}\\n', text)
         assert text.count("%") == text.count(":") - text.count('event\\":')
+
+
+@pytest.mark.root
+def test_bpftrace_takes_what_is_probed_in_qemu(host: FakeHost) -> None:
+    binary = find_functions(INSTALLED)
+    every = replace(binary.functions["vfio_intx_eoi"], filter_offset=0x128)
+    qemu = Qemu.of(replace(binary, functions={**binary.functions, "vfio_intx_eoi": every}))
+    host.command("bpftrace", f'printf "%s\\0" "$@" > {host.root}/called; echo x > out')
+    assert host.run(RECIPES["bpftrace"](Host((qemu,), MEASURED, None)), "out", "0.1").returncode == 0
+    words = (host.root / "called").read_text().split("\0")
+    lines = words[words.index("-e") + 1].splitlines()
+    probes = [re.sub(r"/tmp/intxtrace\.\w{6}/qemu0", str(INSTALLED), line) for line in lines if "uprobe:/tmp" in line]
+    assert len(probes) == len(QEMU_NAMES)
+    assert sum("!= 0/ {" in probe for probe in probes) == 2
+    done = subprocess.run(["bpftrace", "--unsafe", "-d", "-e", "\n".join(probes)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 def test_a_script_refuses_what_could_do_harm(host: FakeHost, spaced: Path, tmp_path: Path) -> None:
