@@ -56,6 +56,15 @@ def test_of_tracepoints() -> None:
     assert late(t.records(), t.tables) == []
 
 
+def test_of_the_hybrid_path_by_tracepoints() -> None:
+    """`on_msi_of_handler`: its claim ends what came before."""
+    t = Points((*TRACEPOINTS, Kind.MSI_SET_IRQ, Kind.EVENTFD_WRITE, Kind.VIRQFD_WAKEUP, Kind.UNMASK_EXIT))
+    d, _ = t.pair()
+    for _ in range(3):
+        t.msi_handler(d)
+    assert late(t.records(), t.tables) == []
+
+
 UNMASKS = (*TRACEPOINTS, Kind.UNMASK_ENTRY, Kind.CHECKED_UNMASK, Kind.UNMASK_EXIT)
 """Without the unmask, an interrupt on the kernel path waits until the next one is claimed."""
 

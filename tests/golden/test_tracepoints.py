@@ -52,6 +52,14 @@ class Points(Trace):
         self.work(Kind.WORK_STARTED, d, Work.IRQFD_INJECT, tid=50)
         self.raises(d, source=source, tid=50, accepted=accepted)
 
+    def msi_handler(self, d: DeviceHandle) -> int:
+        """irq_handler_entry and _exit, with a split irqchip's injection between them; when that is."""
+        self.emit(Kind.HANDLER_ENTRY, device=d.vdev, arg0=d.host_irq, flags=Flag.FALLBACK, cpu=1)
+        injected = self.now
+        self.emit(Kind.MSI_SET_IRQ, device=d.vdev, value=64, flags=Flag.IN_HANDLER, cpu=1)
+        self.emit(Kind.HANDLER_EXIT, device=d.vdev, value=1, flags=Flag.FALLBACK, cpu=1)
+        return injected
+
     def raises(self, d: DeviceHandle, *, source: int, tid: int, level: int = 1, accepted: bool = True) -> None:
         self.emit(Kind.KVM_SET_IRQ, value=level, arg0=d.gsi, arg1=source, flags=Flag.FALLBACK, tid=tid)
         if accepted and level:
@@ -113,14 +121,21 @@ def test_an_msi_inside_the_handler_is_the_hybrid_path() -> None:
     """`on_msi_of_handler`: a split irqchip's route injects in irqfd_wakeup, which no tracepoint shows."""
     t = Points((*TRACEPOINTS, Kind.MSI_SET_IRQ))
     d, _ = t.pair()
-    t.emit(Kind.HANDLER_ENTRY, device=d.vdev, arg0=d.host_irq, flags=Flag.FALLBACK, cpu=1)
-    injected = t.now
-    t.emit(Kind.MSI_SET_IRQ, device=d.vdev, value=64, flags=Flag.IN_HANDLER, cpu=1)
-    t.emit(Kind.HANDLER_EXIT, device=d.vdev, value=1, flags=Flag.FALLBACK, cpu=1)
+    injected = t.msi_handler(d)
     t.raises(d, source=0, tid=1)  # The line of an emulated device.
     (row,) = t.rows()
     assert (row["path"], row["signalled_at"], row["injected_at"]) == ("hybrid", None, injected)
     assert t.states(d) == ["hybrid"]
+
+
+def test_what_qemu_acknowledges_is_open_until_it_does() -> None:
+    """`on_msi_of_handler`: the irqchip is split, so the guest's EOI goes to QEMU, which writes the resamplefd."""
+    t = Points((*TRACEPOINTS, Kind.MSI_SET_IRQ, Kind.EVENTFD_WRITE, Kind.VIRQFD_WAKEUP))
+    d, _ = t.pair()
+    for _ in range(2):
+        t.msi_handler(d)
+    # The first one was unmasked, as the second one proves; but its acknowledgement would have been seen.
+    assert [(row["path"], row["outcome"]) for row in t.rows()] == [("hybrid", "open")] * 2
 
 
 def test_an_msi_elsewhere_or_after_another_is_not_the_handlers() -> None:
