@@ -64,10 +64,11 @@ def compare(recording: Path, truth: Truth) -> list[Row]:
         Row("events lost", 0, _count(windows, "lost")),
         Row("QEMU's vfio_intx_eoi lines", log["vfio_intx_eoi"], kinds[Kind.QEMU_EOI]),
         *(
-            # The stored recordings' truth lacks it.
             Row(f"QEMU's {name} lines", log[name], kinds[Kind.QEMU_MMAPS])
             for name in ("vfio_region_mmaps_set_enabled",)
-            if name in log
+            # The stored recordings' truth lacks it; and a QEMU that is not installed is met when it sets up its first
+            # interrupt, some of these lines later.
+            if name in log and not any(probe.target.startswith("/proc/") for probe in trace.tables.probes)
         ),
         Row("QEMU's kvm_resample_fd_notify lines", log["kvm_resample_fd_notify"], kinds[Kind.QEMU_RESAMPLE_NOTIFY]),
         Row(
