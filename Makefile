@@ -37,10 +37,9 @@ demo: setup ## an HTML report of a real recorded trace
 	@$(RUN)intxtrace report --force -o $(OUT)/demo.html tests/traces/userspace-6.1.intx
 	@echo "open it in a browser: file://$(CURDIR)/$(OUT)/demo.html"
 
-man: setup ## the manual page
-	@mkdir -p $(OUT)
-	@$(RUN)python man/generate.py $(OUT)/intxtrace.1
-	@man -l $(OUT)/intxtrace.1
+man: setup ## the manual page, made anew of the commands
+	@$(RUN)python -m tests.manual
+	@man -l intxtrace/man/intxtrace.1
 
 lab: setup packages ## boot the nested host, record a guest on each path, compare with the truth, report
 	@rm -rf $(OUT)/lab

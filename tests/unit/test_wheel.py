@@ -34,9 +34,9 @@ def project(tmp_path: Path) -> Path:
     copy = tmp_path / "project"
     ignore = shutil.ignore_patterns("__pycache__")
     shutil.copytree(ROOT / "intxtrace", copy / "intxtrace", symlinks=True, ignore=ignore)
-    for name in (*CARRIED, "man"):
+    for name in CARRIED:
         shutil.copytree(ROOT / name, copy / name, ignore=ignore)
-    for name in ("pyproject.toml", "setup.py", "MANIFEST.in", "LICENSE"):
+    for name in ("pyproject.toml", "LICENSE"):
         shutil.copy(ROOT / name, copy / name)
     (copy / "README.md").write_text("# intxtrace\n")
     (copy / "tests").mkdir()

@@ -1,26 +1,22 @@
-"""`python man/generate.py [FILE]`: the manual page, its commands and options from the commands themselves.
+"""`python -m tests.manual`: makes the manual page anew, its commands and options from the commands themselves.
 
-`setup.py` puts it into the wheel, `make man` shows it.
+The page is kept beside its template, so that a package needs nothing but it; a test holds it to what is made here.
 """
 
 from __future__ import annotations
 
-import os
 import re
-import sys
 import textwrap
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import typer
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+import intxtrace
+from intxtrace.cli import app
 
-import intxtrace  # noqa: E402  # of this tree, whatever is installed
-from intxtrace.cli import app  # noqa: E402
+PAGE = Path(__file__).parents[1] / "intxtrace" / "man" / "intxtrace.1"
 
 
 def escaped(text: str) -> str:
@@ -89,14 +85,11 @@ def command(context: Any, name: str) -> Iterator[str]:
 
 
 def page() -> str:
-    """Write the whole page; its date is that of SOURCE_DATE_EPOCH, or today."""
+    """Write the whole page."""
     root = typer.main.get_command(app)
     context = typer.Context(root, info_name="intxtrace")
-    seconds = os.environ.get("SOURCE_DATE_EPOCH")
-    when = datetime.now(UTC) if seconds is None else datetime.fromtimestamp(int(seconds), UTC)
     commands: dict[str, Any] = vars(root)["commands"]
     parts = {
-        "DATE": f"{when:%Y-%m-%d}",
         "VERSION": intxtrace.__version__,
         "SYNOPSIS": synopsis(context, "intxtrace"),
         "COMMANDS": "\n".join(
@@ -106,17 +99,9 @@ def page() -> str:
         ),
         "OPTIONS": "\n".join(parameters(context)),
     }
-    text = (ROOT / "man" / "intxtrace.1.in").read_text()
+    text = PAGE.with_suffix(".1.in").read_text()
     return re.sub(r"@([A-Z]+)@", lambda match: parts[match[1]], text)
 
 
-def main() -> None:
-    """Write it to the file that is named, or to standard output."""
-    if sys.argv[1:]:
-        Path(sys.argv[1]).write_text(page())
-    else:
-        sys.stdout.write(page())
-
-
 if __name__ == "__main__":
-    main()
+    PAGE.write_text(page())
