@@ -20,10 +20,10 @@ from intxtrace import files
 from intxtrace.capture import host, kernel, remedies
 from intxtrace.capture.bcc_import import import_bcc
 from intxtrace.capture.btf import Btf
-from intxtrace.capture.overhead import RunTimes
 from intxtrace.capture.plan import DEFAULT_RING_BYTES, MACHINES, Planner, wanted_symbols
 from intxtrace.capture.program import Probes, headers_found
 from intxtrace.capture.qemu_functions import find_functions
+from intxtrace.capture.run_times import RunTimes
 from intxtrace.capture.session import Selection, Session, require_root
 from intxtrace.errors import IntxtraceError
 from intxtrace.host_results import Binary, Check, Diagnosis, FoundFunction, ProbeRow

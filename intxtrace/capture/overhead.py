@@ -1,22 +1,15 @@
-"""What the probes cost on this host: the mechanism of each, measured at the start, and the run time of its programs.
+"""What being watched costs on this host (`Probe.attach_ns`), by each mechanism, measured at the start.
 
-**The mechanism** (`Probe.attach_ns`) is what a call of a function takes longer because a program that does nothing is
-attached to it. The function is one that nobody else calls: setitimer(2), with a timer that is not in use, for the
-kernel's mechanisms, and for uprobes a few bytes of code that only this process has. Calls are timed in batches; the
-quickest batch with the program is held against the quickest without, as whatever disturbs a batch can only lengthen it,
-and in CPU time, so that other processes do not count. The caller's own cost is in both and cancels. A program that did
-not run when the kernel counted its runs has no cost: what cannot be measured is None, never 0.
+It is what a call of a function takes longer because a program that does nothing is attached to it. The function is one
+that nobody else calls: setitimer(2), with a timer that is not in use, for the kernel's mechanisms, and for uprobes a
+few bytes of code that only this process has. Calls are timed in batches; the quickest batch with the program is held
+against the quickest without, as whatever disturbs a batch can only lengthen it, and in CPU time, so that other
+processes do not count. The caller's own cost is in both and cancels. A program that did not run when the kernel
+counted its runs has no cost: what cannot be measured is None, never 0.
 
 A uprobe costs what the first instruction of its function makes it cost: the kernel emulates a push
 (push_setup_xol_ops, arch/x86/kernel/uprobes.c), and single-steps others with two more exceptions, at many times the
 price. So the code that is timed begins as the probed function does.
-
-**The run time** (`Probe.run_ns`) the programs measure themselves (bpf/intxtrace.c: run_begin, run_end), each run that
-concerns somebody who is traced, from the first event until `ENOUGH_INTERRUPTS` have been seen or `ENOUGH_NS` are over:
-to read the clock twice costs some tens of ns a run. It is the median of the latest runs on each CPU, for some are
-interrupted. The kernel has such a measure (BPF_ENABLE_STATS), but it would time every BPF program of the host, and its
-mean is of all runs: those of other eventfds and VMs, which return at once, are most of them, and would hide what an
-interrupt pays.
 """
 
 from __future__ import annotations
@@ -28,7 +21,6 @@ import itertools
 import mmap
 import os
 import signal
-import statistics
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -38,21 +30,15 @@ import numpy as np
 
 from intxtrace.capture import attach, kernel
 from intxtrace.capture.attach import Attached
-from intxtrace.events import STREAM_KINDS
 
 if TYPE_CHECKING:
     from intxtrace.capture.btf import Function
-    from intxtrace.capture.program import Probes
-    from intxtrace.capture.ring import Events
-    from intxtrace.trace.tables import Probe
 
 _Call = Callable[[], None]
 
 RETURN_0 = bytes([0xB7, 0, 0, 0, 0, 0, 0, 0, 0x95, 0, 0, 0, 0, 0, 0, 0])
 """A BPF program: r0 = 0; exit."""
 
-ENOUGH_INTERRUPTS = 1_000
-ENOUGH_NS = 60_000_000_000
 
 _TRACEPOINT = "itimer_state"
 """timer:itimer_state, hit by every setitimer(2) (kernel/time/itimer.c)."""
@@ -277,54 +263,3 @@ def counting_runs() -> Iterator[None]:
         yield
     finally:
         os.close(fd)
-
-
-class RunTimes:
-    """How long the probes' programs run, over a bounded part of a recording."""
-
-    def __init__(self, probes: Probes) -> None:
-        """Measure nothing yet."""
-        self._probes = probes
-        self._began_ns: int | None = None
-        self._over = False
-
-    def watch(self, events: Events, interrupts: int) -> None:
-        """Begin at the first event that a probe made, end when there was enough; call it after each look at the ring.
-
-        Args:
-            events: those that have come since the last call.
-            interrupts: how many there have been in all.
-        """
-        if self._over:
-            return
-        if self._began_ns is None:
-            if not np.all(np.isin(events["kind"], list(STREAM_KINDS))):
-                self.begin()
-        elif interrupts >= ENOUGH_INTERRUPTS or time.monotonic_ns() - self._began_ns >= ENOUGH_NS:
-            self.finish()
-
-    def begin(self) -> None:
-        """Let the programs time themselves."""
-        self._began_ns = time.monotonic_ns()
-        self._probes.time_runs(True)
-
-    def finish(self) -> None:
-        """End it, if it has begun, and write what was found into the probe table. A second call does nothing."""
-        if self._began_ns is not None and not self._over:
-            self._probes.time_runs(False)
-            for row in self._probes.table:
-                take_runs(row, self._probes.timed(row.id))
-        self._over = True
-
-
-def take_runs(row: Probe, found: list[tuple[int, list[int]]]) -> None:
-    """Write into a probe's row what was measured of its programs: of one call, its entry and return.
-
-    Args:
-        row: the probe.
-        found: of each program, how many runs were timed, and the ns of some.
-    """
-    if not found:
-        return
-    row.runs = min(runs for runs, _ in found)
-    row.run_ns = round(sum(statistics.median(samples) for _, samples in found)) if row.runs else None

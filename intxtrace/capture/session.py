@@ -15,11 +15,11 @@ import numpy.typing as npt
 
 from intxtrace.capture import host
 from intxtrace.capture.loss import LossCounter
-from intxtrace.capture.overhead import RunTimes
 from intxtrace.capture.plan import DEFAULT_RING_BYTES
 from intxtrace.capture.program import Probes
 from intxtrace.capture.qemu_functions import find_functions
 from intxtrace.capture.ring import Drain, Events, open_ring, own_event
+from intxtrace.capture.run_times import RunTimes
 from intxtrace.errors import IntxtraceError
 from intxtrace.events import Flag, Kind, format_address, parse_address
 from intxtrace.trace.tables import Probe, Tables

@@ -14,10 +14,11 @@ from intxtrace.capture import attach, kernel, overhead
 from intxtrace.capture.attach import Attached
 from intxtrace.capture.btf import Btf, Function
 from intxtrace.capture.host import installed_qemu
-from intxtrace.capture.overhead import RETURN_0, Calibration, RunTimes, counting_runs, setitimer
+from intxtrace.capture.overhead import RETURN_0, Calibration, counting_runs, setitimer
 from intxtrace.capture.program import Probes, _patch_slot, _Program, _takes_fentry
 from intxtrace.capture.qemu_functions import find_functions
 from intxtrace.capture.ring import own_event
+from intxtrace.capture.run_times import ENOUGH_INTERRUPTS, RunTimes
 from intxtrace.events import Kind
 from intxtrace.trace.tables import Probe
 from tests.native.getppid import KIND, Getppid
@@ -172,12 +173,12 @@ def test_run_times_are_taken_from_the_first_event_until_there_was_enough(monkeyp
             run_times.watch(events, 0)  # no probe was hit yet
         run_times.watch(hit, 1)
         timed.call(1_003)
-        run_times.watch(hit, overhead.ENOUGH_INTERRUPTS - 1)
+        run_times.watch(hit, ENOUGH_INTERRUPTS - 1)
         timed.call(4)
         assert timed.probes.table[0].runs is None
-        run_times.watch(note[:0], overhead.ENOUGH_INTERRUPTS)
+        run_times.watch(note[:0], ENOUGH_INTERRUPTS)
         timed.call(5)
-        run_times.watch(np.concatenate([hit, hit]), overhead.ENOUGH_INTERRUPTS + 2)
+        run_times.watch(np.concatenate([hit, hit]), ENOUGH_INTERRUPTS + 2)
         run_times.finish()
         # Every system call of every process ran the program meanwhile: those are not in it, and lost events are.
         assert (row.runs, probe.emitted) == (1_007, 1_022)
@@ -186,7 +187,7 @@ def test_run_times_are_taken_from_the_first_event_until_there_was_enough(monkeyp
         assert row.run_ns > 0
         assert (missing.runs, missing.run_ns) == (None, None)
 
-        monkeypatch.setattr(overhead, "ENOUGH_NS", 0)
+        monkeypatch.setattr("intxtrace.capture.run_times.ENOUGH_NS", 0)
         bounded = RunTimes(timed.probes)
         bounded.watch(hit, 1)
         timed.call(7)

@@ -15,7 +15,8 @@ from intxtrace.analysis import Summary, analyse
 from intxtrace.analysis.inventory import inventory
 from intxtrace.analysis.overhead import HOT_PATH, overhead
 from intxtrace.analysis.results import PathOverhead
-from intxtrace.capture.overhead import _body, _difference, take_runs
+from intxtrace.capture.overhead import _body, _difference
+from intxtrace.capture.run_times import take_runs
 from intxtrace.events import Kind
 from intxtrace.render.html import write_report
 from intxtrace.render.json import summary as summary_json
