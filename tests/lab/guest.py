@@ -341,7 +341,7 @@ def run_guest(
             slots=" ".join(str(slot) for slot in SLOTS[:cards]),
         )
         write_initramfs(work / "initramfs", init, modules)
-        (work / "vmlinuz").symlink_to(kernel.image)
+        shutil.copyfile(kernel.image, work / "vmlinuz")  # a QEMU in a container sees no other folder
         argv = _argv(guest, bdfs, qemu, [*(MONITOR if survey else ()), *options])
         irq = irqs.pop()
         try:
