@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import time
 from pathlib import Path
 
 import pytest
 
 from tests.lab.findings import EXPECTED, lspci_blocks, monitor_pins, named, read_lspci, summarise
 from tests.lab.guest import FAULTS, GUESTS, QEMU_EVENTS, Truth, line_count, read_card_log, read_qemu_log, setup_of
-from tests.lab.host import EmulatorError, HostError, clock_set_back
+from tests.lab.host import SILENT_SECONDS, EmulatorError, HostError, _wait_status, clock_set_back
 from tests.lab.packages import LabError
 from tests.lab.scenario import Scenario, run_scenario
 
@@ -203,3 +206,19 @@ def test_the_recordings_are_named_as_the_lab_expects(stem: str) -> None:
     assert [row for row in named(guest, found, truth) if not row.holds] == []
     wrong = "userspace" if guest != "userspace" else "kernel"
     assert any(not row.holds for row in named(wrong, found, truth))
+
+
+@pytest.mark.parametrize("silent", [10, 10_000])
+def test_a_host_in_which_nothing_runs_any_more_is_the_emulators_fault(silent: int, tmp_path: Path) -> None:
+    alive = tmp_path / ".lab" / "alive"
+    alive.parent.mkdir()
+    alive.touch()
+    (tmp_path / "qemu.stderr").touch()
+    os.utime(alive, (time.time() - silent,) * 2)
+    with subprocess.Popen(["sleep", "60"]) as process:
+        try:
+            with pytest.raises(HostError) as raised:
+                _wait_status(process, tmp_path, 0.3, None)
+        finally:
+            process.kill()
+    assert isinstance(raised.value, EmulatorError) == (silent > SILENT_SECONDS)
