@@ -131,9 +131,10 @@ class HostError(LabError):
 
 
 class EmulatorError(HostError):
-    """L1 hangs, both of its CPUs busy with nothing (seen once), or died with its clock set back.
+    """L1 hangs, both of its CPUs busy with nothing, or died with its clock set back.
 
-    The latter: L0's QEMU ran the host's kernel while still in the guest's world.
+    Why it hung is not known: it was seen once, when two guests had run. The latter: L0's QEMU ran the host's kernel
+    while still in the guest's world.
 
     Under TCG a CPU adds the guest's TSC offset from VMRUN to #VMEXIT (helper_vmrun, do_vmexit, helper_rdtsc,
     target/i386/tcg, QEMU 7.2), and nothing in L1 can set its clock back. Seen once in about a hundred guests, as page
