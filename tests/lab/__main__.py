@@ -101,10 +101,9 @@ def recipes(arguments: argparse.Namespace) -> int:
     """Record guests with every recipe beside intxtrace, import, compare."""
     guests, tools = arguments.guests.split(","), tuple(arguments.tools.split(","))
     scenario = recipes_.scenario(guests, tools, arguments.qemu)
-    result = recipes_.play(scenario, arguments.out, arguments.kernel, arguments.timeout, progress)
-    folder = result.folders[0].parent
+    result = run_scenario(scenario, arguments.out, arguments.kernel, arguments.timeout, progress)
     wrong = 0
-    for found, rows, remarks in recipes_.compare_all(folder, result.truths, result.folders, tools):
+    for found, rows, remarks in recipes_.compare_all(arguments.out, result.truths, result.folders, tools):
         print("\n" + "\n".join([show(f"{found.name} on Linux {found.kernel}, {found.qemu_version}", rows), *remarks]))
         wrong += sum(not row.holds for row in rows)
     print(f"\n{wrong} figures are wrong" if wrong else "\nevery figure holds")

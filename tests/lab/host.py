@@ -33,7 +33,7 @@ SHARE = "/run/intxtrace-lab"  # in L1
 BOOT_SECONDS = 180.0
 BOOT_ATTEMPTS = 2
 POWEROFF_SECONDS = 20.0
-SILENT_SECONDS = 240.0  # L1 shows every 5 s that it runs
+SILENT_SECONDS = 240.0  # L1 shows every 5 s that it runs; it hung once, and why is not known
 MEMORY = "6G"
 
 # Devices with an INTx pin on L1's root bus, each with an IOMMU group of its own; the two e1000 share an interrupt line.
@@ -131,10 +131,7 @@ class HostError(LabError):
 
 
 class EmulatorError(HostError):
-    """L1 hangs, both of its CPUs busy with nothing, or died with its clock set back.
-
-    Why it hung is not known: it was seen once, when two guests had run. The latter: L0's QEMU ran the host's kernel
-    while still in the guest's world.
+    """L1 died with its clock set back: L0's QEMU ran the host's kernel while still in the guest's world.
 
     Under TCG a CPU adds the guest's TSC offset from VMRUN to #VMEXIT (helper_vmrun, do_vmexit, helper_rdtsc,
     target/i386/tcg, QEMU 7.2), and nothing in L1 can set its clock back. Seen once in about a hundred guests, as page
@@ -214,7 +211,7 @@ def _wait_status(
             break
         alive = share / ".lab" / "alive"
         if alive.exists() and time.time() - alive.stat().st_mtime > SILENT_SECONDS:
-            raise EmulatorError(f"L1 hangs: nothing runs in it for {SILENT_SECONDS:.0f} s. {_tail(share)}")
+            raise HostError(f"L1 hangs: nothing runs in it for {SILENT_SECONDS:.0f} s. {_tail(share)}")
         if time.monotonic() > deadline:
             raise HostError(f"L1's script did not end in {timeout:.0f} s. {_tail(share)}")
         time.sleep(0.1)

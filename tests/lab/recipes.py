@@ -12,7 +12,6 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from tests.lab.compare import Row
 from tests.lab.guest import PATHS, Truth
 from tests.lab.packages import LabError, qemu_command
 from tests.lab.recipe import TEXT
-from tests.lab.scenario import Recorder, Scenario, ScenarioResult, recorder_of_this_checkout, run_scenario
+from tests.lab.scenario import Recorder, Scenario, recorder_of_this_checkout
 
 GUESTS = list(PATHS)
 TOOLS = ("tracefs", "trace-cmd", "perf", "bpftrace")
@@ -47,29 +46,13 @@ def scenario(guests: list[str], tools: tuple[str, ...] = TOOLS, qemu: str = "7.2
     return Scenario(guests, recorder=recorder, beside=beside, options=qemu_log_options(binary), qemu=qemu)
 
 
-def play(
-    one: Scenario,
-    out: Path,
-    kernel: str = "6.1",
-    timeout: float = 2400.0,
-    on_output: Callable[[str], None] | None = None,
-) -> ScenarioResult:
-    """Play a scenario with recipes; once more, into `again`, where the kernel says itself that it skipped probes.
+def skipped_kprobes(folder: Path) -> list[str]:
+    """What the tracefs recipe says that the kernel skipped, for all tools at once.
 
-    It skips a kprobe that an interrupt finds running (kprobe_ftrace_handler, arch/x86/kernel/kprobes/ftrace.c), for all
-    tools at once, and counts that: such a recording says that it is not whole.
+    The kernel skips a kprobe that an interrupt finds running, and counts that (kprobe_ftrace_handler,
+    arch/x86/kernel/kprobes/ftrace.c).
     """
-    result = run_scenario(one, out / "first", kernel, timeout, on_output)
-    skipped = skipped_probes(result)
-    if skipped:
-        print(f"once more, because the kernel skipped probes: {'; '.join(skipped)}", file=sys.stderr)
-        result = run_scenario(one, out / "again", kernel, timeout, on_output)
-    return result
-
-
-def skipped_probes(result: ScenarioResult) -> list[str]:
-    """What the tracefs recipe says that the kernel skipped."""
-    said = result.folders[0].parent / "tracefs" / "stderr"
+    said = folder / "tracefs" / "stderr"
     return [line for line in said.read_text().splitlines() if line.startswith("missed")] if said.exists() else []
 
 
@@ -159,7 +142,7 @@ def compare_all(folder: Path, truths: list[Truth], folders: list[Path], tools: t
     others = {tool: imported(folder / tool / TEXT) for tool in tools}
     for truth, of_it in zip(truths, folders, strict=True):
         mine = of_guest(own, truth)
-        rows, remarks = [], []
+        rows, remarks = [Row("kprobes that the kernel skipped", [], skipped_kprobes(folder))], []
         for tool, other in others.items():
             more, said = compare_recipe(tool, truth, mine, of_guest(other, truth))
             rows += more
