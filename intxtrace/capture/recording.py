@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -58,16 +57,15 @@ class Stop:
 
     def __init__(self) -> None:
         self.reason = ""
-        self._event = threading.Event()
         self._previous: dict[int, object] = {}
         self._terminals: list[int] = []
 
     def __bool__(self) -> bool:
-        return self._event.is_set()
+        return self.reason != ""
 
     def _set(self, number: int, _frame: FrameType | None) -> None:
+        # No threading.Event: whoever waited for it in this thread would hold its lock here.
         self.reason = signal.Signals(number).name
-        self._event.set()
         if self._previous.pop(signal.SIGHUP, None) is not None:
             # A connection that breaks tells of it twice, by the kernel and by the shell. It stays so: this is the end.
             signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -100,10 +98,6 @@ class Stop:
             yield self
         finally:
             self._restore()
-
-    def sleep(self, seconds: float) -> None:
-        """Sleep, but not past the signal."""
-        self._event.wait(seconds)
 
 
 def prefer() -> None:
@@ -142,7 +136,7 @@ def record(session: Session, writer: Sink, limits: Limits, stop: Stop, progress:
             reason = reason or met
         if reason:
             break
-        stop.sleep(POLL_SECONDS)
+        time.sleep(POLL_SECONDS)
     batch.append(session.stop())
     writer.write(_join(batch), session.tables)
     progress(session.counts)

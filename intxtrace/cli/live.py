@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -182,7 +183,7 @@ def _one_window(watch: Watch, window_ns: int, stop: Stop) -> LiveView:
         now = watch.source.now()
         return bool(stop) or watch.source.ended or begin is None or now is None or now - begin >= window_ns
 
-    return watch.run(over, stop.sleep)
+    return watch.run(over, time.sleep)
 
 
 def _full_screen(watch: Watch, window_ns: int, stop: Stop, notes: _Notes) -> LiveView:

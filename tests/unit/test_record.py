@@ -7,10 +7,10 @@ import resource
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from types import FrameType
 from typing import Any, cast
 
 import pytest
@@ -227,14 +227,35 @@ def test_a_second_signal_is_not_held_back() -> None:
 
 
 @pytest.mark.usefixtures("handlers")
-def test_a_sleep_does_not_outlast_a_signal() -> None:
-    with Stop().listening() as stop:
-        timer = threading.Timer(0.05, lambda: os.kill(os.getpid(), signal.SIGINT))
-        timer.start()
-        stop.sleep(60)
-        timer.join()
-        assert stop
-        assert stop.reason == "SIGINT"
+@pytest.mark.timeout(60)
+def test_a_signal_ends_it_at_whatever_line_it_comes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recording, "POLL_SECONDS", 0.001)
+    most = 150  # a look and a half
+
+    def at_line(number: int) -> str:
+        left = number
+
+        def count(_frame: FrameType, what: str, _argument: object) -> Any:
+            nonlocal left
+            left -= what == "line"
+            if left == 0:
+                left = -1
+                signal.raise_signal(signal.SIGINT)
+            return count
+
+        session = cast(Session, FakeSession())
+        with Stop().listening() as stop, TraceWriter(tmp_path / f"{number}.intx", Metadata()) as writer:
+            sys.settrace(count)
+            try:
+                return record(session, writer, Limits(seconds=10), stop, lambda _: None)
+            finally:
+                sys.settrace(None)
+
+    before = sys.gettrace()
+    try:
+        assert {at_line(number) for number in range(1, most)} == {"SIGINT"}
+    finally:
+        sys.settrace(before)
 
 
 def test_a_full_disk_ends_it_with_what_was_recorded(tmp_path: Path) -> None:
