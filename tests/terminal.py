@@ -67,6 +67,16 @@ class Terminal:
         return self.settings() == self._before
 
     @property
+    def threads(self) -> int:
+        """How many threads the program has now."""
+        return len(list(Path(f"/proc/{self.process.pid}/task").iterdir()))
+
+    @property
+    def state(self) -> str:
+        """The program's state as proc(5) has it: T where it is stopped."""
+        return Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+    @property
     def left_clean(self) -> bool:
         """Whether there was a full screen, and all that it changed was put back."""
         pairs = ((_FULL, _LEFT), (_CURSOR_HIDDEN, _CURSOR_SHOWN), (_MOUSE, _NO_MOUSE))

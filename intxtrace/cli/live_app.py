@@ -61,6 +61,15 @@ class _Driver(LinuxDriver):
         super().__init__(app, **options)
         self._file = cast(Any, _Screen(cast(TextIO, self._file)))
 
+    def _sigcont_application(self, *arguments: object) -> None:
+        """Resume what was suspended, and nothing else.
+
+        A connection that breaks sends SIGCONT with its SIGHUP (tty_signal_session_leader, drivers/tty/tty_jobctrl.c):
+        textual would start its threads once more, and end only those.
+        """
+        if self._must_signal_resume:
+            super()._sigcont_application(*arguments)
+
 
 class Viewed(Message):
     """The thread has a new view."""

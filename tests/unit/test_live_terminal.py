@@ -72,6 +72,35 @@ def test_a_hang_up_on_a_terminal_that_stays_leaves_it_clean(tmp_path: Path) -> N
         assert f"events to {saved}".encode() in terminal.drawn
 
 
+def test_what_goes_on_without_having_been_suspended_starts_nothing() -> None:
+    with Terminal(*COMMAND) as terminal:
+        terminal.shows("the trace ended")
+        before = terminal.threads
+        for _ in range(5):
+            terminal.send(signal.SIGCONT)
+            terminal.read(0.1)
+        assert terminal.threads == before
+        terminal.press(b"q")
+        assert terminal.end()[0] == 0
+        assert terminal.left_clean
+
+
+def test_what_was_suspended_goes_on() -> None:
+    with Terminal(*COMMAND) as terminal:
+        terminal.shows("the trace ended")
+        before = terminal.threads
+        terminal.send(signal.SIGTSTP)
+        terminal.until(lambda: terminal.state == "T")
+        assert terminal.left_clean
+        drawn = len(terminal.drawn)
+        terminal.send(signal.SIGCONT)
+        terminal.until(lambda: b"the trace ended" in terminal.drawn[drawn:])
+        assert terminal.threads == before
+        terminal.press(b"q")
+        assert terminal.end()[0] == 0
+        assert terminal.left_clean
+
+
 RECORD = """
 import sys
 from unittest import mock
