@@ -569,7 +569,8 @@ class _Console:
         deadline = time.monotonic() + seconds
         while f"\n{marker}\n" not in f"\n{self.text}":
             if not self._read(0.5):
-                raise LabError(f"The guest ended before {marker!r}. {self._tail()}")
+                status = self._process.wait(POWEROFF_SECONDS)  # 0: reset or shut down, a triple fault included
+                raise LabError(f"The guest ended before {marker!r}, QEMU with status {status}. {self._tail()}")
             if time.monotonic() > deadline:
                 raise LabError(f"No {marker!r} from the guest in {seconds:.0f} s. {self._tail()}")
 
