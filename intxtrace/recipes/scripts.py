@@ -242,6 +242,20 @@ def _run(command: str) -> list[str]:
     ]
 
 
+def _missed(group: str) -> list[str]:
+    """Commands that say what the kernel skipped of a group's kprobes.
+
+    kprobe_profile names no group (probes_profile_seq_show, kernel/trace/trace_kprobe.c, Linux 6.1), but has a line for
+    each line of kprobe_events, in the same order.
+    """
+    return [
+        "# The kernel skips a kprobe that an interrupt finds running, and counts that.",
+        'awk \'NR == FNR { sub(/^[^:]*:/, "", $1); event[FNR] = $1; next }',
+        f'     event[FNR] == "{group}/" $1 && $3 {{ print "missed", $3, "of", event[FNR] }}\' '
+        '"$tracefs/kprobe_events" "$tracefs/kprobe_profile" >&2',
+    ]
+
+
 def tracefs(host: Host) -> str:
     """Make the script that records with the kernel's tracefs alone."""
     group = GROUPS["tracefs"]
@@ -276,8 +290,7 @@ def tracefs(host: Host) -> str:
         "done",
         "sleep 0.5",
         "{ kill $reading; wait $reading; } 2> /dev/null",
-        "# The kernel skips a kprobe that an interrupt finds running, and counts that.",
-        f'awk \'$1 ~ /^{group}\\// && $3 {{ print "missed", $3, "of", $1 }}\' "$tracefs/kprobe_profile" >&2',
+        *_missed(group),
         'echo "wrote $out: $(wc -l < "$out") lines" >&2',
     ]
     return "\n".join(lines) + "\n"
@@ -299,6 +312,7 @@ def trace_cmd(host: Host) -> str:
         '  [ -z "${filter[$event]:-}" ] || chosen+=(-f "${filter[$event]}")',
         "done",
         *_run('trace-cmd record -C mono -b 16384 -o "$out.dat" "${chosen[@]}" bash "$work/begun" > /dev/null'),
+        *_missed(group),
         '[ -s "$out.dat" ] || die "trace-cmd recorded nothing"',
         'trace-cmd report -t -i "$out.dat" > "$out"',
         'echo "wrote $out: $(wc -l < "$out") lines" >&2',
@@ -322,6 +336,7 @@ def perf(host: Host) -> str:
         '  [ -z "${filter[$event]:-}" ] || chosen+=(--filter "${filter[$event]}")',
         "done",
         *_run('perf record -q -a -k mono -m 16M -o "$out.data" "${chosen[@]}" -- bash "$work/begun"'),
+        *_missed(group),
         '[ -s "$out.data" ] || die "perf recorded nothing"',
         "# Without one of its options for guests, perf script leaves out what happens while a vCPU is loaded.",
         "guest=()",

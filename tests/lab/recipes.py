@@ -49,14 +49,14 @@ def scenario(guests: list[str], tools: tuple[str, ...], qemu: str = "7.2") -> Sc
     return Scenario(guests, recorder=recorder, beside=beside, options=qemu_log_options(binary), qemu=qemu)
 
 
-def skipped_kprobes(folder: Path) -> list[str]:
-    """What the tracefs recipe says that the kernel skipped, for all tools at once.
+def skipped_kprobes(folder: Path, tools: tuple[str, ...]) -> list[str]:
+    """What recipes say that the kernel skipped; bpftrace's cannot tell.
 
     The kernel skips a kprobe that an interrupt finds running, and counts that (kprobe_ftrace_handler,
     arch/x86/kernel/kprobes/ftrace.c).
     """
-    said = folder / "tracefs" / "stderr"
-    return [line for line in said.read_text().splitlines() if line.startswith("missed")] if said.exists() else []
+    said = [line for tool in tools for line in (folder / tool / "stderr").read_text().splitlines()]
+    return [line for line in said if line.startswith("missed")]
 
 
 def qemu_log_options(binary: str) -> list[str]:
@@ -140,12 +140,12 @@ def compare_log(log: Path, truth: Truth, own: pd.DataFrame, realtime: Any) -> tu
 
 
 def compare_all(folder: Path, truths: list[Truth], folders: list[Path], tools: tuple[str, ...]) -> Any:
-    """Rows and remarks of each guest, and rows on what the recipes left behind."""
+    """Rows and remarks of each guest."""
     own = intxtrace.open_trace(folder / "recording" / "trace.intx")
     others = {tool: imported(folder / tool / TEXT) for tool in tools}
     for truth, of_it in zip(truths, folders, strict=True):
         mine = of_guest(own, truth)
-        rows, remarks = [Row("kprobes that the kernel skipped", [], skipped_kprobes(folder))], []
+        rows, remarks = [Row("kprobes that the kernel skipped", [], skipped_kprobes(folder, tools))], []
         for tool, other in others.items():
             more, said = compare_recipe(tool, truth, mine, of_guest(other, truth))
             rows += more
