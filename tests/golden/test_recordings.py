@@ -10,7 +10,7 @@ import pytest
 import intxtrace
 from intxtrace.reconstruct import Reconstructor
 from tests.lab.compare import compare
-from tests.lab.guest import Truth
+from tests.lab.truth import Truth
 
 FOLDER = Path(__file__).parents[1] / "traces"
 RECORDINGS = sorted(FOLDER.glob("*.intx"))

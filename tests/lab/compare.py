@@ -10,7 +10,7 @@ import pandas as pd
 
 import intxtrace
 from intxtrace.events import Kind
-from tests.lab.guest import Card, Truth
+from tests.lab.truth import Card, Truth
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ from intxtrace.analysis import Analysis, Summary
 from intxtrace.analysis.devices import in_a_trace
 from intxtrace.capture.catalogue import QEMU_CATALOGUE
 from tests.lab.compare import Row
-from tests.lab.guest import SLOTS, Truth, setup_of
+from tests.lab.guest import SLOTS, setup_of
+from tests.lab.truth import Truth
 
 _SLOW = {"kworker-delay", "slow-guest-eoi", "qemu-loop-delay"}
 """An emulated host may be slow; whether it was is not known beforehand."""

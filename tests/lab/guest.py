@@ -5,24 +5,14 @@ takes the interfaces down and waits, silent, while L1 reads its counters; then i
 Nothing here knows intxtrace: every figure is the kernels' or QEMU's own.
 
 A `pair` guest has two cards that share an interrupt line in L1 and one in the guest: q35 routes the pin of slot
-n to IOAPIC pin 20 + n % 4 (ich9_lpc_map_irq, hw/isa/lpc_ich9.c). The kernel counts a shared line as one, so what
-belongs to which card is read at the cards: vfio-pci masks and unmasks an interrupt with one write of the card's
-command register each (pci_check_and_set_intx_mask, drivers/pci/pci.c), and L0's QEMU logs these writes.
-
-How a kernel counts: the counters of `/proc/interrupts` live and die with the irq descriptor, which goes
-when the device's last user disables it (`mp_unmap_irq`, arch/x86/kernel/apic/io_apic.c), that is when QEMU
-closes the device. `claim` therefore enables the device once, before vfio-pci takes it, and the counters
-last across guests. 6.12 does not show a line nobody holds, so they are read from /sys/kernel/irq, and
-checked against `/proc/interrupts` where that shows the line.
+n to IOAPIC pin 20 + n % 4 (ich9_lpc_map_irq, hw/isa/lpc_ich9.c).
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import re
-import select
 import shutil
 import socket
 import subprocess
@@ -30,12 +20,27 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from tests.lab.console import POWEROFF_SECONDS, Console
 from tests.lab.host import SHARE, write_initramfs
 from tests.lab.packages import REPOSITORY, Kernel, LabError
+from tests.lab.truth import (
+    BEGIN_MARK,
+    END_MARK,
+    Card,
+    Truth,
+    host_count,
+    host_line,
+    ioapic_gsi,
+    line_count,
+    mark,
+    quiet_count,
+    read_card_log,
+    read_qemu_log,
+    read_text,
+)
 
 # path -> machine option, vfio-pci option: the switches of the DESIGN's three paths
 PATHS = {
@@ -82,18 +87,10 @@ def setup_of(guest: str) -> Setup:
     return Setup(*PATHS[path], path)
 
 
-COMMAND = 0x4  # offset of a card's command register,
-DISINTX = 0x400  # and its bit
-# A guest's workload lies between L1's reads of these two bytes of the card; they mean nothing to it.
-BEGIN_MARK, END_MARK = 0xF0, 0xF4
-MARK_READS = 3
 CARD_LOG = Path(SHARE) / "cards.log"
-EDU = "0x1234:0x11e8"
 
 BOOT_SECONDS = 180.0
-POWEROFF_SECONDS = 60.0
 MONITOR_SECONDS = 30.0
-QUIET_SECONDS = 1.0  # the count of the line must stay the same this long
 
 # "@@" lines are for L1; loglevel=1 keeps the kernel from writing into them.
 #
@@ -147,133 +144,23 @@ read answer
 poweroff -f
 """
 
-QEMU_EVENTS = (
-    "vfio_intx_interrupt",
-    "vfio_intx_eoi",
-    "vfio_intx_enable",
-    "vfio_intx_disable",
-    "vfio_intx_enable_kvm",
-    "vfio_intx_disable_kvm",
-    "vfio_intx_update",
-    "vfio_region_mmaps_set_enabled",
-    "kvm_resample_fd_notify",
-)
-
-
-@dataclass(frozen=True)
-class Card:
-    """What is true about one passed-through card of a guest run. None: could not be read."""
-
-    bdf: str
-    masked: int | None  # changes of its DisINTx bit to set, as L0's QEMU logged them: interrupts of its own
-    unmasked: int | None  # and to clear
-    qemu_events: dict[str, int]  # lines of QEMU's own log that name it, by event
-    pings_sent: int
-    pings_received: int
-
-
-@dataclass(frozen=True)
-class Truth:
-    """What is true about one guest run; counts are of the whole run. None: could not be read."""
-
-    name: str  # of the run, and its folder
-    path: str  # as configured
-    vm: str
-    vm_pid: int
-    cards: list[Card]
-    kernel: str  # of L1 and L2
-    qemu_version: str
-    host_irq: int  # Linux irq number in L1
-    host_gsi: int | None  # IOAPIC pin in L1
-    host_before: int  # interrupts on host_irq (all handlers) before QEMU started,
-    host_quiet: int  # with the guest up and silent,
-    host_after: int  # and after QEMU ended
-    host_interrupts: int  # host_after - host_before
-    host_line: str  # L1's /proc/interrupts, with the guest up and silent
-    host_unhandled: int | None  # of the line, as the kernel counts spurious interrupts
-    guest_irq: int
-    guest_gsi: int | None
-    guest_interrupts: int
-    qemu_events: dict[str, int]  # lines of QEMU's own log, by event
-    irq_moves: list[str]  # vfio_intx_update, in order: "22 -> 11"
-    qemu_stderr: str
-    begun_at: int  # L1's CLOCK_MONOTONIC, ns, before QEMU was started
-    ended_at: int  # and after it ended
-    up_seconds: float  # start to interface up
-    seconds: float
-
-    @property
-    def bdfs(self) -> list[str]:
-        return [card.bdf for card in self.cards]
-
-    def write(self, path: Path) -> None:
-        path.write_text(json.dumps(asdict(self), indent=1) + "\n")
-
-    def summary(self) -> str:
-        events = ", ".join(f"{name} {count}" for name, count in self.qemu_events.items() if count)
-        cards = "; ".join(
-            f"{card.bdf} masked {card.masked}, unmasked {card.unmasked}, pings {card.pings_received}/{card.pings_sent}"
-            for card in self.cards
-        )
-        return (
-            f"{self.name}: {self.seconds:.1f} s (up after {self.up_seconds:.1f} s); host irq "
-            f"{self.host_irq}: {self.host_interrupts}; guest irq {self.guest_irq}: {self.guest_interrupts}; "
-            f"{cards}; QEMU log: {events}"
-        )
-
-    @classmethod
-    def read(cls, path: Path) -> Truth:
-        fields = json.loads(path.read_text())
-        return cls(**{**fields, "cards": [Card(**card) for card in fields["cards"]]})
-
 
 def find_devices(identity: str) -> list[str]:
     """The addresses of L1's PCI devices "vendor:device", in order."""
     return sorted(
         path.name
         for path in Path("/sys/bus/pci/devices").iterdir()
-        if f"{_text(path / 'vendor')}:{_text(path / 'device')}" == identity
+        if f"{read_text(path / 'vendor')}:{read_text(path / 'device')}" == identity
     )
 
 
-def mark(bdf: str, offset: int) -> None:
-    """Leave a mark in L0's log of the cards: one byte of the configuration space, read MARK_READS times in a row.
-
-    Whoever reads the whole space (lspci, `intxtrace devices`) reads each byte once.
-    """
-    with (Path("/sys/bus/pci/devices") / bdf / "config").open("rb", buffering=0) as config:
-        for _ in range(MARK_READS):
-            config.seek(offset)
-            config.read(1)
-
-
-def read_card_log(text: str, bdf: str) -> tuple[int, int] | None:
-    """How often a card's DisINTx bit was set and cleared between its last two marks, by L0's QEMU's log.
-
-    None: there are no such marks.
-    """
-    address = re.escape(bdf.removeprefix("0000:"))
-    lines = re.findall(rf"\bpci_cfg_(read|write) .*\b{address} @0x([0-9a-f]+) (?:<-|->) 0x([0-9a-f]+)", text)
-    disabled = masked = unmasked = 0
-    found = None
-    last, times = "", 0
-    for kind, offset, value in lines:
-        times = times + 1 if offset == last else 1
-        last = offset
-        if kind == "read":
-            if times == MARK_READS and int(offset, 16) == BEGIN_MARK:
-                masked = unmasked = 0
-            elif times == MARK_READS and int(offset, 16) == END_MARK:
-                found = masked, unmasked
-        elif int(offset, 16) == COMMAND:
-            before, disabled = disabled, int(value, 16) & DISINTX
-            masked += disabled > before
-            unmasked += disabled < before
-    return found
-
-
 def claim(bdf: str) -> None:
-    """Bind a device to vfio-pci, its interrupt descriptor kept alive (see the module); idempotent."""
+    """Bind a device to vfio-pci, its interrupt descriptor kept alive; idempotent.
+
+    The descriptor goes, and the line's counters with it, when the device's last user disables it (`mp_unmap_irq`,
+    arch/x86/kernel/apic/io_apic.c), that is when QEMU closes the device. So the device is enabled once, before vfio-pci
+    takes it, and the counters last across guests.
+    """
     device = Path("/sys/bus/pci/devices") / bdf
     if (device / "driver").exists() and (device / "driver").resolve().name == "vfio-pci":
         return
@@ -287,17 +174,6 @@ def claim(bdf: str) -> None:
 def lab_kernel() -> Kernel:
     """The kernel that L1 runs and its guests boot."""
     return Kernel(os.uname().release, Path(os.environ["LAB_KERNEL"]))
-
-
-def host_count(irq: int) -> int:
-    """Interrupts on an irq number since its descriptor was made, all CPUs."""
-    return sum(int(count) for count in _text(Path(f"/sys/kernel/irq/{irq}/per_cpu_count")).split(","))
-
-
-def host_line(bdf: str) -> str:
-    """The line of /proc/interrupts that vfio holds for a device; "" when it holds none."""
-    lines = Path("/proc/interrupts").read_text().splitlines()
-    return next((line.strip() for line in lines if f"vfio-intx({bdf})" in line), "")
 
 
 class BootError(LabError):
@@ -326,7 +202,7 @@ def run_guest(
     bdfs = find_devices(setup.card)[:cards]
     for bdf in bdfs:
         claim(bdf)
-    irqs = {int(_text(Path("/sys/bus/pci/devices") / bdf / "irq")) for bdf in bdfs}
+    irqs = {int(read_text(Path("/sys/bus/pci/devices") / bdf / "irq")) for bdf in bdfs}
     if len(bdfs) != cards or len(irqs) != 1:
         raise LabError(f"L1 has the cards {bdfs} on interrupts {irqs}: expected {cards} on one.")
     out.mkdir(parents=True, exist_ok=True)
@@ -395,7 +271,7 @@ def _run(
     with (work / "qemu.stderr").open("wb") as stderr, (work / "serial.log").open("wb") as serial:
         process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, cwd=work)
         try:
-            console = _Console(process, serial)
+            console = Console(process, serial)
             try:
                 console.wait("@@ ready", BOOT_SECONDS)
             except LabError as error:
@@ -406,11 +282,11 @@ def _run(
             console.wait("@@ up", BOOT_SECONDS)
             up_seconds = (time.monotonic_ns() - begun_at) / 1e9
             console.wait("@@ quiet", BOOT_SECONDS)
-            quiet = _quiet_count(irq)
+            quiet = quiet_count(irq)
             for bdf in bdfs:
                 mark(bdf, END_MARK)
             line = host_line(bdfs[0])
-            unhandled = re.search(r"unhandled (\d+)", _text(Path(f"/proc/irq/{irq}/spurious")))
+            unhandled = re.search(r"unhandled (\d+)", read_text(Path(f"/proc/irq/{irq}/spurious")))
             if survey:
                 _survey(work, guest)
             console.write(b"off\n")
@@ -422,11 +298,11 @@ def _run(
     ended_at = time.monotonic_ns()
     after = host_count(irq)
     if process.returncode != 0:
-        raise LabError(f"QEMU ended with status {process.returncode}: {_text(work / 'qemu.stderr')}")
+        raise LabError(f"QEMU ended with status {process.returncode}: {read_text(work / 'qemu.stderr')}")
     if line and line_count(line) != quiet:
         raise LabError(f"L1 counts {quiet} interrupts in /sys/kernel/irq/{irq}, but /proc/interrupts says: {line}")
     guest_irq, guest_chip, guest_pin, guest_counts = console.find(r"irq (\d+) (\S+) (\d+) ([\d,]+)")
-    log = _text(work / "qemu.log")
+    log = read_text(work / "qemu.log")
     cards = []
     for bdf, slot in zip(bdfs, SLOTS, strict=False):
         if console.find(rf"irq-{slot} (\d+)") != (guest_irq,):
@@ -434,7 +310,7 @@ def _run(
         sent, received = console.find(rf"pings-{slot} (\d+) (\d+)")
         if received == "0":
             raise LabError(f"No ping of the guest came back to {bdf}. Its console:\n{console.text[-2000:]}")
-        masks = read_card_log(_text(CARD_LOG), bdf)
+        masks = read_card_log(read_text(CARD_LOG), bdf)
         if masks is None:
             raise LabError(f"{CARD_LOG} has no marks of {bdf}: L0's QEMU did not log what it should.")
         cards.append(Card(bdf, masks[0], masks[1], read_qemu_log(log, bdf)[0], int(sent), int(received)))
@@ -448,7 +324,7 @@ def _run(
         kernel=kernel.release,
         qemu_version=subprocess.check_output([qemu, "--version"], text=True).splitlines()[0],
         host_irq=irq,
-        host_gsi=_gsi(_text(sysfs / "chip_name"), _text(sysfs / "hwirq")),
+        host_gsi=ioapic_gsi(read_text(sysfs / "chip_name"), read_text(sysfs / "hwirq")),
         host_before=before,
         host_quiet=quiet,
         host_after=after,
@@ -456,11 +332,11 @@ def _run(
         host_line=line,
         host_unhandled=int(unhandled[1]) if unhandled else None,
         guest_irq=int(guest_irq),
-        guest_gsi=_gsi(guest_chip, guest_pin),
+        guest_gsi=ioapic_gsi(guest_chip, guest_pin),
         guest_interrupts=sum(map(int, guest_counts.split(","))),
         qemu_events=events,
         irq_moves=moves,
-        qemu_stderr=_text(work / "qemu.stderr"),
+        qemu_stderr=read_text(work / "qemu.stderr"),
         begun_at=begun_at,
         ended_at=ended_at,
         up_seconds=round(up_seconds, 2),
@@ -502,103 +378,6 @@ def _prompted(monitor: socket.socket) -> bytes:
             raise LabError(f"QEMU's monitor closed after {said!r}.")
         said += data
     return said
-
-
-def line_count(line: str) -> int:
-    """The count, over all CPUs, of a line of /proc/interrupts."""
-    match = re.match(r"\s*\d+:((?:\s+\d+)+)\s", line)
-    if not match:
-        raise LabError(f"Not a line of /proc/interrupts: {line!r}")
-    return sum(map(int, match[1].split()))
-
-
-def _gsi(chip: str, hwirq: str) -> int | None:
-    """An IOAPIC's pin, which is the GSI on a machine with one IOAPIC (as the lab's are)."""
-    return int(hwirq) if chip.endswith("IO-APIC") else None
-
-
-def read_qemu_log(text: str, bdf: str = "") -> tuple[dict[str, int], list[str]]:
-    """Lines per event of QEMU's own trace log, and the moves of `vfio_intx_update`; with `bdf`, of lines that name it.
-
-    QEMU 10.1 renamed vfio_intx_eoi to vfio_pci_intx_eoi; both count as the former.
-    """
-    text = "\n".join(line for line in text.splitlines() if not bdf or f"({bdf})" in line)
-    events = dict.fromkeys(QEMU_EVENTS, 0)
-    for event in re.findall(r"\b(vfio_(?:pci_)?intx_\w+|vfio_region_mmaps_set_enabled|kvm_resample_fd_notify) ", text):
-        event = event.replace("vfio_pci_intx_", "vfio_intx_")
-        events[event] = events.get(event, 0) + 1
-    return events, re.findall(r"IRQ moved (-?\d+ -> -?\d+)", text)
-
-
-def _quiet_count(irq: int) -> int:
-    """The line's count once it has stopped changing for QUIET_SECONDS."""
-    count, since = host_count(irq), time.monotonic()
-    deadline = since + 30
-    while time.monotonic() - since < QUIET_SECONDS:
-        time.sleep(0.1)
-        now = host_count(irq)
-        if now != count:
-            count, since = now, time.monotonic()
-        if time.monotonic() > deadline:
-            raise LabError(f"Interrupt {irq} of L1 does not fall silent: {count} and rising.")
-    return count
-
-
-class _Console:
-    """The guest's serial port, over QEMU's standard input and output."""
-
-    def __init__(self, process: subprocess.Popen[bytes], log: Any) -> None:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        self._process, self._log = process, log
-        self._stdin, self._stdout = process.stdin, process.stdout
-        self.text = ""
-
-    def _read(self, seconds: float) -> bool:
-        """Read what comes within `seconds`; False when the port is closed."""
-        if not select.select([self._stdout], [], [], seconds)[0]:
-            return True
-        data = os.read(self._stdout.fileno(), 65536)
-        self._log.write(data)
-        self._log.flush()
-        self.text += data.decode(errors="replace").replace("\r", "")
-        return bool(data)
-
-    def wait(self, marker: str, seconds: float) -> None:
-        """Read until a line `marker` came."""
-        deadline = time.monotonic() + seconds
-        while f"\n{marker}\n" not in f"\n{self.text}":
-            if not self._read(0.5):
-                status = self._process.wait(POWEROFF_SECONDS)  # 0: reset or shut down, a triple fault included
-                raise LabError(f"The guest ended before {marker!r}, QEMU with status {status}. {self._tail()}")
-            if time.monotonic() > deadline:
-                raise LabError(f"No {marker!r} from the guest in {seconds:.0f} s. {self._tail()}")
-
-    def find(self, pattern: str) -> tuple[str, ...]:
-        """The groups of the one line "@@ pattern"."""
-        match = re.search(rf"^@@ {pattern}$", self.text, re.M)
-        if not match:
-            raise LabError(f"The guest did not say {pattern!r}. {self._tail()}")
-        return match.groups()
-
-    def _tail(self) -> str:
-        return f"Its console:\n{self.text[-2000:]}"
-
-    def write(self, data: bytes) -> None:
-        self._stdin.write(data)
-        self._stdin.flush()
-
-    def wait_end(self, seconds: float) -> None:
-        """Read until QEMU ended."""
-        deadline = time.monotonic() + seconds
-        while self._read(0.5):
-            if time.monotonic() > deadline:
-                raise LabError(f"The guest did not power off in {seconds:.0f} s.")
-        self._process.wait(max(1.0, deadline - time.monotonic()))
-
-
-def _text(path: Path) -> str:
-    return path.read_text(errors="replace").strip()
 
 
 def main() -> int:

@@ -21,10 +21,11 @@ import pandas as pd
 import intxtrace
 from intxtrace.__main__ import main as intxtrace_main
 from tests.lab.compare import Row
-from tests.lab.guest import PATHS, Truth
+from tests.lab.guest import PATHS
 from tests.lab.packages import LabError, qemu_command
 from tests.lab.recipe import TEXT
 from tests.lab.scenario import Recorder, Scenario, recorder_of_this_checkout
+from tests.lab.truth import Truth
 
 GUESTS = list(PATHS)
 # Which recipes run at once, beside intxtrace itself and QEMU's log. With all four and 300 pings a guest the emulated

@@ -21,9 +21,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from intxtrace.reconstruct.compile import prepare
-from tests.lab.guest import FAULTS, GUESTS, Truth, run_guest
+from tests.lab.guest import FAULTS, GUESTS, run_guest
 from tests.lab.host import SHARE, EmulatorError, HostResult, run_host
 from tests.lab.packages import REPOSITORY, LabError, qemu_command
+from tests.lab.truth import Truth
 
 RECORDER_START_SECONDS = 600.0  # attaching kprobes by the dozen takes bpftrace minutes under emulation
 RECORDER_STOP_SECONDS = 120.0

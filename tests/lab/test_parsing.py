@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from tests.lab.findings import EXPECTED, lspci_blocks, monitor_pins, named, read_lspci, summarise
-from tests.lab.guest import FAULTS, GUESTS, QEMU_EVENTS, Truth, line_count, read_card_log, read_qemu_log, setup_of
+from tests.lab.guest import FAULTS, GUESTS, setup_of
 from tests.lab.host import SILENT_SECONDS, EmulatorError, HostError, _wait_status, clock_set_back
 from tests.lab.packages import LabError
 from tests.lab.scenario import Scenario, run_scenario
+from tests.lab.truth import QEMU_EVENTS, Truth, line_count, read_card_log, read_qemu_log
 
 QEMU_7_2 = """\
 132@1795443937.102004:vfio_intx_enable  (0000:00:06.0)

@@ -6,8 +6,8 @@ import pytest
 
 from tests.lab import recipes
 from tests.lab.compare import Row, show
-from tests.lab.guest import Truth
 from tests.lab.scenario import ScenarioResult, run_scenario
+from tests.lab.truth import Truth
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(3000)]
 
