@@ -97,7 +97,6 @@ class Traits:
     mapped_ns: int = 0
     """… and mapped."""
     msi_enabled_at: int | None = None
-    off_at_end: bool = False
 
     def add_interrupts(
         self,
@@ -172,7 +171,6 @@ class Traits:
                 self.msi_enabled_at = interval.begin_at
             if (not self.modes or self.modes[-1][1] != interval.state) and len(self.modes) < STATES_KEPT:
                 self.modes.append((interval.begin_at, interval.state))
-            self.off_at_end = interval.state == "off"
             if interval.state not in ("off", "unknown") and interval.bars_mapped is not None:
                 self._add_mapping(interval, interval.bars_mapped)
 

@@ -404,21 +404,12 @@ def _source_of(kind: str) -> int:
 
 
 Columns = dict[str, npt.NDArray[Any]]
-"""Events as columns: the fields of a record, and what `WORKING` adds."""
+"""Events as columns: the fields of a record; those of `FIELDS` that a record has not; and
 
-WORKING: dict[str, type] = {
-    "w0": np.uint64,
-    "w8": np.uint64,
-    "bdf": np.int64,
-    "call": np.int8,
-    "id": np.int8,
-    "key": np.int64,
-    "hard": np.bool_,
-    "at": np.int64,
-    "carried": np.bool_,
-}
-"""`call`: `Call`; `key`: task, or per CPU: idle task, soft and hard interrupts; `at`: where the line begins;
-`carried`: of an earlier block: evidence, handed out already."""
+- `call`: `Call`; `id`: of the source, in `ID`; `hard`: in a hard interrupt;
+- `key`: task, or per CPU: idle task, soft and hard interrupts;
+- `at`: where the line begins; `carried`: of an earlier block: evidence, handed out already.
+"""
 
 
 def columns_of(rows: npt.NDArray[np.int64], fields: npt.NDArray[np.int64]) -> Columns:

@@ -19,7 +19,6 @@ FORMAT_VERSION = "1.0"
 """A new minor version only adds fields, tables, columns or kinds; a new major version is refused by older readers."""
 
 Clock = Literal["monotonic", "realtime", "none"]
-CLOCKS = ("monotonic", "realtime", "none")
 
 
 _READINGS = 50

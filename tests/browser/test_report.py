@@ -214,7 +214,6 @@ def test_a_link_to_an_interrupt_opens_there(
     assert 0 <= box["y"] <= 900
 
 
-CELLS = "els => els.map(e => Array.from(e.cells, c => c.textContent.trim()))"
 TABLES_OF_SPANS = """spans => spans.map(([from, to]) => {
     for (const [id, value] of [["choose-from", 0], ["choose-to", to], ["choose-from", from]]) {
         const control = document.getElementById(id);
