@@ -5,7 +5,7 @@
          └─ L2  guest QEMU -accel kvm -device vfio-pci: the same kernel, busybox and the e1000 driver
 
 `packages` brings Debian packages and the lab's kernels, `host` boots L1 and runs a script there, `guest`
-(in L1) runs one guest and collects its ground truth, `scenario` (in L1) runs guests in turn with a recorder
+(in L1) runs one guest, `truth` reads what is true about it, `scenario` (in L1) runs guests in turn with a recorder
 around them.
 
     python -m tests.lab run --out DIR [--kernel 6.1] [--guests kernel,pair-kernel] [--recorder 'ARGV...']

@@ -25,9 +25,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from tests.lab.packages import REPOSITORY, Kernel, LabError, ensure_kernel, ensure_packages
+from tests.lab.packages import REPOSITORY, Kernel, LabError, emulator, ensure_kernel, ensure_packages
 
-QEMU = "qemu-system-x86_64"
 BUSYBOX = Path("/bin/busybox")
 SHARE = "/run/intxtrace-lab"  # in L1
 BOOT_SECONDS = 180.0
@@ -312,7 +311,7 @@ def _qemu(kernel: Kernel, initramfs: Path, share: Path) -> Iterator[subprocess.P
     escaped = str(share).replace(",", ",,")  # a comma ends a QEMU option
     argv = [
         "setpriv", "--pdeathsig", "KILL",
-        QEMU, "-name", "intxtrace-lab", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
+        *emulator(), "-name", "intxtrace-lab", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
         # an AMD CPU because TCG nests SVM only; the IOMMU may still be the Intel one that VFIO works with
         "-accel", "tcg,thread=multi", "-cpu", "EPYC,+svm,+npt", "-M", "q35", "-smp", "2", "-m", MEMORY,
         "-device", "intel-iommu,intremap=off,caching-mode=on",

@@ -143,6 +143,20 @@ def qemu_command(release: str) -> list[str]:
     return [str(root / "usr/bin/qemu-system-x86_64"), "-L", str(root / "usr/share/qemu"), "-L", "/usr/share/seabios"]
 
 
+# Before it, a CPU could keep running code that another had just replaced ("accel/tcg: Always lock pages before
+# translation", v8.1): L1 patches its code whenever a probe or a VM comes or goes, and died of it now and then.
+EMULATOR = (8, 1)
+
+
+def emulator() -> list[str]:
+    """The beginning of a command line that emulates L1: the installed QEMU, or 10.0 where that is too old."""
+    said = _run(["qemu-system-x86_64", "--version"])
+    version = re.search(r"version (\d+)\.(\d+)", said)
+    if not version:
+        raise LabError(f"qemu-system-x86_64 does not say which version it is: {said!r}")
+    return ["qemu-system-x86_64"] if (int(version[1]), int(version[2])) >= EMULATOR else qemu_command("10.0")
+
+
 RUN_QEMU = """#!/bin/sh
 # As root: this QEMU in a container, a root file system and mount namespace of its own; its folder is this one's.
 root=$(dirname "$(realpath "$0")")

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.lab import packages
 from tests.lab.findings import EXPECTED, lspci_blocks, monitor_pins, named, read_lspci, summarise
 from tests.lab.guest import FAULTS, GUESTS, setup_of
 from tests.lab.host import SILENT_SECONDS, EmulatorError, HostError, _wait_status, clock_set_back
-from tests.lab.packages import LabError
+from tests.lab.packages import LabError, emulator
 from tests.lab.scenario import Scenario, run_scenario
 from tests.lab.truth import QEMU_EVENTS, Truth, line_count, read_card_log, read_qemu_log
 
@@ -224,3 +225,21 @@ def test_a_host_in_which_nothing_runs_any_more_hangs(silent: int, tmp_path: Path
             process.kill()
     assert str(raised.value).startswith("L1 hangs") == (silent > SILENT_SECONDS)
     assert not isinstance(raised.value, EmulatorError)  # which would be played once more
+
+
+@pytest.mark.parametrize(
+    ("said", "installed"),
+    [
+        ("QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7+deb12u18)", False),
+        ("QEMU emulator version 8.0.5", False),
+        ("QEMU emulator version 8.1.0", True),
+        ("QEMU emulator version 10.0.2 (Debian 1:10.0.2+ds-2+deb13u1)", True),
+    ],
+)
+def test_l1_is_emulated_by_a_qemu_that_locks_what_it_translates(
+    said: str, installed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packages, "_run", lambda argv: said)
+    monkeypatch.setattr(packages, "ensure_qemu", lambda suite: Path("/cache") / suite)
+    expected = "qemu-system-x86_64" if installed else "/cache/bookworm-backports/usr/bin/qemu-system-x86_64"
+    assert emulator()[0] == expected
