@@ -85,7 +85,8 @@ def _run(arguments: Sequence[str] | None) -> int:
         if type(error).__name__ == "NoArgsIsHelpError":
             print(error.format_message())
             return FAILED
-        return _fail(f"{error.format_message().rstrip('.')}; see intxtrace --help")
+        command = error.ctx.command_path if error.ctx else "intxtrace"
+        return _fail(f"{error.format_message().rstrip('.')}; see {command} --help")
     return status if isinstance(status, int) else 0
 
 

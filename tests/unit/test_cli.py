@@ -177,8 +177,8 @@ def test_newer_major_version(command: str, tmp_path: Path, capsys: pytest.Captur
         (["info", "{}", "--repair", "{}"], "{} is the trace itself"),
         (["report", "{}", "-o", "{}", "--force"], "{} is the trace itself"),
         (["report", "{}", "-o", "/nowhere/x.html"], "the folder /nowhere does not exist"),
-        (["info", "{}", "--bogus"], "No such option: --bogus; see intxtrace --help"),
-        (["info"], "Missing argument 'TRACE'; see intxtrace --help"),
+        (["info", "{}", "--bogus"], "No such option: --bogus; see intxtrace info --help"),
+        (["info"], "Missing argument 'TRACE'; see intxtrace info --help"),
         (["fly"], "No such command 'fly'"),
     ],
 )
