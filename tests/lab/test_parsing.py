@@ -7,13 +7,16 @@ import subprocess
 import time
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
+from intxtrace.events import Kind
 from tests.lab import packages
 from tests.lab.findings import EXPECTED, lspci_blocks, monitor_pins, named, read_lspci, summarise
 from tests.lab.guest import FAULTS, GUESTS, setup_of
 from tests.lab.host import SILENT_SECONDS, EmulatorError, HostError, _wait_status, clock_set_back
 from tests.lab.packages import LabError, emulator
+from tests.lab.recipes import STAGES, unseen, without
 from tests.lab.scenario import Scenario, run_scenario
 from tests.lab.truth import QEMU_EVENTS, Truth, line_count, read_card_log, read_qemu_log
 
@@ -243,3 +246,20 @@ def test_l1_is_emulated_by_a_qemu_that_locks_what_it_translates(
     monkeypatch.setattr(packages, "ensure_qemu", lambda suite: Path("/cache") / suite)
     expected = "qemu-system-x86_64" if installed else "/cache/bookworm-backports/usr/bin/qemu-system-x86_64"
     assert emulator()[0] == expected
+
+
+def test_what_bpftrace_saw_nothing_of_is_a_hard_interrupt_without_a_line_of_its_cpu() -> None:
+    handlers = [(100, 1), (200, 1), (300, 0), (400, 0)]
+    kinds = [Kind.HANDLER_ENTRY, Kind.HANDLER_EXIT] * 2
+    events = pd.DataFrame(handlers, columns=["ts", "cpu"]).assign(kind=kinds)
+    instants = [{"raised_at": 100, "unmasked_at": 250}, {"raised_at": 300, "unmasked_at": 450}, {"raised_at": 460}]
+    own = pd.DataFrame(instants, columns=list(STAGES), dtype="Int64").assign(at=[100, 300, 460])
+    inside = r'{"type": "printf", "data": "{\"comm\":\"a\",\"ts\":%d,\"cpu\":%d,\"pid\":1}"}'
+    assert unseen(events, own, inside % (150, 1) + "\n" + inside % (400, 0)) == [False, False, False]
+    assert unseen(events, own, inside % (150, 0) + "\n" + inside % (300, 0)) == [True, False, False]
+    assert unseen(events, own, inside % (99, 1) + "\n" + inside % (201, 1)) == [True, True, False]
+
+    other = pd.DataFrame({"at": [230, 290, 470]})  # what is left of the first; the others
+    mine, theirs = without([True, False, False], own, other)
+    assert mine["at"].tolist() == [300, 460]
+    assert theirs["at"].tolist() == [290, 470]
