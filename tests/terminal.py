@@ -23,6 +23,11 @@ _CURSOR_SHOWN, _CURSOR_HIDDEN = b"\x1b[?25h", b"\x1b[?25l"
 _MOUSE, _NO_MOUSE = b"\x1b[?1000h", b"\x1b[?1000l"
 
 
+def _begin() -> None:
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup may run the tests
+
+
 class Terminal:
     """Runs a program, Python by default, with these arguments on a terminal of its own; its standard output goes to
     a pipe.
@@ -53,7 +58,7 @@ class Terminal:
             stderr=self._slave,
             start_new_session=True,
             env=environment,
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+            preexec_fn=_begin,
         )
         self.drawn = b""
         """All that was written to the terminal."""

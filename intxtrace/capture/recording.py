@@ -73,6 +73,10 @@ class Stop:
         if number == signal.SIGHUP:
             self._leave_terminal()
 
+    def hang_up(self) -> None:
+        """End as SIGHUP does, for whom the terminal is gone and nohup keeps the signal away."""
+        self._set(signal.SIGHUP, None)
+
     def _leave_terminal(self) -> None:
         """Let what is still said go nowhere, if the terminal is gone: to write to it is an error."""
         gone = [number for number in self._terminals if not os.isatty(number)]

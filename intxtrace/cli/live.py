@@ -189,7 +189,12 @@ def _one_window(watch: Watch, window_ns: int, stop: Stop) -> LiveView:
 def _full_screen(watch: Watch, window_ns: int, stop: Stop, notes: _Notes) -> LiveView:
     from intxtrace.cli.live_app import LiveApp
 
-    app = LiveApp(watch, window_ns, name=watch.source.metadata.hostname, stopped=lambda: bool(stop))
+    def stopped() -> bool:
+        if not stop and not sys.stdin.isatty():  # a full screen has nobody left to show to
+            stop.hang_up()
+        return bool(stop)
+
+    app = LiveApp(watch, window_ns, name=watch.source.metadata.hostname, stopped=stopped)
     notes.say = app.say
     try:
         app.run()

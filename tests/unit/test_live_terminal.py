@@ -62,6 +62,18 @@ def test_a_connection_that_breaks_ends_what_a_shell_runs(tmp_path: Path) -> None
     assert len(intxtrace.open_trace(saved).interrupts) == 45
 
 
+def test_a_terminal_that_goes_ends_it_also_where_the_signal_is_ignored(tmp_path: Path) -> None:
+    saved = tmp_path / "seen.intx"
+    ignoring = ("-c", "trap '' HUP; exec \"$@\"", "sh", sys.executable)
+    with Terminal(*ignoring, *COMMAND, "-o", str(saved), program="sh") as terminal:
+        terminal.shows("the trace ended")
+        terminal.hang_up()
+        assert terminal.process.wait(60) == 0
+        assert terminal.process.stdout is not None
+        assert json.load(terminal.process.stdout)["data"]["interrupts"] == 45
+    assert len(intxtrace.open_trace(saved).interrupts) == 45
+
+
 def test_a_hang_up_on_a_terminal_that_stays_leaves_it_clean(tmp_path: Path) -> None:
     saved = tmp_path / "seen.intx"
     with Terminal(*COMMAND, "-o", str(saved)) as terminal:
