@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 
 from hypothesis import settings
 
@@ -14,5 +15,6 @@ settings.register_profile("repeatable", derandomize=True, deadline=None)
 
 def pytest_configure() -> None:
     use_native_headers()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's & has it ignored, by all that is started, too
     if "INTXTRACE_FUZZ" not in os.environ:
         settings.load_profile("repeatable")
