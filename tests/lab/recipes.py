@@ -113,12 +113,12 @@ def unseen(events: pd.DataFrame, own: pd.DataFrame, text: str) -> list[bool]:
     return nothing
 
 
-def without(unseen: list[bool], own: pd.DataFrame, other: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+def without(gone: list[bool], own: pd.DataFrame, other: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Leave out interrupts of intxtrace's own, and what the other recording has of them from their beginning to end."""
-    gone = own[unseen]
-    begins, ends = gone["at"], gone[list(STAGES)].max(axis="columns")
+    rows = own[gone]
+    begins, ends = rows["at"], rows[list(STAGES)].max(axis="columns")
     part = [any(begin <= at <= end for begin, end in zip(begins, ends, strict=True)) for at in other["at"]]
-    return own[~np.array(unseen, bool)].reset_index(drop=True), other[~np.array(part, bool)].reset_index(drop=True)
+    return own[~np.array(gone, bool)].reset_index(drop=True), other[~np.array(part, bool)].reset_index(drop=True)
 
 
 def compare_recipe(tool: str, truth: Truth, own: pd.DataFrame, other: pd.DataFrame) -> tuple[list[Row], list[str]]:
@@ -185,8 +185,12 @@ def compare_all(folder: Path, truths: list[Truth], folders: list[Path], tools: t
             seen, theirs = mine, of_guest(other, truth)
             if tool == "bpftrace":
                 skipped = unseen(own.events, mine, (folder / tool / TEXT).read_text())
+                whole = int(theirs["outcome"].eq("complete").sum())
                 seen, theirs = without(skipped, mine, theirs)
                 rows.append(Row("bpftrace saw nine in ten hard interrupts", True, 10 * sum(skipped) <= len(mine)))
+                rows.append(
+                    Row("  whole interrupts, all among those", whole, int(theirs["outcome"].eq("complete").sum()))
+                )
                 remarks.append(f"  bpftrace: hard interrupts that it saw nothing of: {sum(skipped)}")
             more, said = compare_recipe(tool, truth, seen, theirs)
             rows += more
